@@ -1,0 +1,123 @@
+"""Causal attention: full or sliding window, shared key/value heads, rotary or no positions, optional convolution.
+
+B batch  L tokens  H heads  P head width  S slots of the memory
+"""
+
+import torch
+from torch import Tensor, nn
+
+from leanlm import ops
+from leanlm.errors import CapacityError
+from leanlm.model import config, rotary
+from leanlm.model.conv import CausalConv
+from leanlm.model.linear import Linear
+from leanlm.model.state import Memory
+
+
+class Attention(nn.Module):
+    """Memory: `k`, `v` [B, S, H_kv, P] (k after rotary), `position` [B] tokens read, `start` [B] where the current
+    document began, and `conv` where q|k|v are convolved. With a window of w, S = w and token t lives in slot t mod w."""
+
+    def __init__(self, width: int, cfg: config.Attention):
+        super().__init__()
+        self.config = cfg
+        self.scale = cfg.head_dim**-0.5 if cfg.scale is None else cfg.scale
+        inner, shared = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+        self.q_proj = Linear(width, inner, cfg.qkv_bias)
+        self.k_proj = Linear(width, shared, cfg.qkv_bias)
+        self.v_proj = Linear(width, shared, cfg.qkv_bias)
+        self.out_proj = Linear(inner, width, cfg.out_bias)
+        self.conv = CausalConv(inner + 2 * shared, cfg.d_conv) if cfg.d_conv else None
+
+    def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
+        B, L, _ = x.shape
+        read = state["position"] if state else torch.zeros(B, dtype=torch.int64)
+        if state:
+            self._check_capacity(read, L, state)
+        last = (read[:, None] + torch.arange(L)).to(x.device)  # [B, L]: the positions of these tokens
+        q, k, v = self._project(x, state, segments)
+        if self.config.rope:
+            cos, sin = rotary.angles(self.config.rope, last)
+            q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+        if state is None and segments is None and (self.config.window is None or self.config.window >= L):
+            y = ops.causal_attend(q, k, v, self.scale)
+        else:
+            first = self._first(last, state, segments)
+            keys, values, at = self._remember(k, v, last, state)
+            y = ops.attend(q, keys, values, first, last, at, self.scale, self.config.window)
+        if state:
+            state["position"] += L
+            if segments is not None:
+                state["start"].copy_(first[:, -1])
+        return self.out_proj(y.flatten(2))
+
+    def _check_capacity(self, read: Tensor, L: int, state: Memory) -> None:
+        slots = state["k"].shape[1]
+        if self.config.window is None and int(read.max()) + L > slots:
+            raise CapacityError(
+                f"the state holds {slots} tokens of full attention and {int(read.max()) + L} are needed: "
+                "make it with new_state(batch, capacity=...) large enough"
+            )
+
+    def _project(self, x: Tensor, state: Memory | None, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.conv is not None:
+            qkv = self.conv(torch.cat([q, k, v], -1), state, segments)
+            q, k, v = qkv.split([q.shape[-1], k.shape[-1], v.shape[-1]], -1)
+        return tuple(t.unflatten(-1, (-1, self.config.head_dim)) for t in (q, k, v))
+
+    def _first(self, last: Tensor, state: Memory | None, segments: Tensor | None) -> Tensor:
+        """Where the document of each token began [B, L]."""
+        start = state["start"].to(last.device)[:, None] if state else torch.zeros_like(last[:, :1])
+        if segments is None:
+            return start.expand_as(last)
+        before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
+        return torch.where(segments != before, last, start).cummax(1).values
+
+    def _remember(self, k: Tensor, v: Tensor, last: Tensor, state: Memory | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Write k, v [B, L, H_kv, P] into the memory; returns what the queries may look at and where each key stands."""
+        if state is None:
+            return k, v, last
+        L, slots = k.shape[1], state["k"].shape[1]
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        if self.config.window is None:
+            state["k"][rows, last], state["v"][rows, last] = k.detach(), v.detach()
+            end = int(state["position"].max()) + L
+            at = torch.arange(end, device=k.device).expand(len(k), end)
+            return state["k"][:, :end], state["v"][:, :end], at
+        if L == 1:
+            state["k"][rows, last % slots], state["v"][rows, last % slots] = k.detach(), v.detach()
+            return state["k"], state["v"], self._slot_positions(last[:, -1:], slots)
+        # Several tokens would overwrite keys that the first of them still sees: look at memory and new keys side by side.
+        at = torch.cat([self._slot_positions(last[:, :1] - 1, slots), last], 1)
+        keys, values = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
+        kept = slice(max(0, L - slots), L)
+        place = last[:, kept] % slots
+        state["k"][rows, place], state["v"][rows, place] = k[:, kept].detach(), v[:, kept].detach()
+        return keys, values, at
+
+    @staticmethod
+    def _slot_positions(newest: Tensor, slots: int) -> Tensor:
+        """Position of the key in every slot [B, slots] when `newest` [B, 1] was written last; negative where empty."""
+        return newest - (newest - torch.arange(slots, device=newest.device)) % slots
+
+    def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
+        """Empty memory for `capacity` tokens (full attention) or the window; keys and values in `dtype`."""
+        weight = self.k_proj.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        slots = capacity if self.config.window is None else self.config.window
+        if slots is None:
+            raise CapacityError("full attention needs to know how many tokens to make room for: give capacity=...")
+        shape = (batch, slots, self.config.n_kv_heads, self.config.head_dim)
+        memory = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+        memory |= {name: torch.zeros(batch, dtype=torch.int64) for name in ("position", "start")}
+        if self.conv is not None:
+            memory["conv"] = self.conv.new_tail(batch, device, dtype)
+        return memory
+
+    def reset(self, std: float, out_std: float) -> None:
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.reset(std)
+        self.out_proj.reset(out_std)
+        if self.conv is not None:
+            self.conv.reset()

@@ -1,0 +1,134 @@
+"""The one model class: embedding, residual sublayers, final norm, head.
+
+B batch  L tokens  D width  V rows of the vocabulary (padding included)
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from leanlm import ops
+from leanlm.model import config
+from leanlm.model.attention import Attention
+from leanlm.model.config import ModelConfig
+from leanlm.model.discrete_mamba2 import DiscreteMamba2
+from leanlm.model.linear import Linear
+from leanlm.model.mamba1 import Mamba1
+from leanlm.model.mamba2 import Mamba2
+from leanlm.model.mlp import MLP, GatedMLP
+from leanlm.model.norm import Norm
+from leanlm.model.state import Memory, State
+
+MIXERS = {
+    config.Attention: Attention,
+    config.MLP: MLP,
+    config.GatedMLP: GatedMLP,
+    config.Mamba1: Mamba1,
+    config.Mamba2: Mamba2,
+    config.DiscreteMamba2: DiscreteMamba2,
+}
+
+
+class Sublayer(nn.Module):
+    """x + mixer(norm(x)); the sum has the dtype of x."""
+
+    def __init__(self, width: int, norm: config.Norm, mixer: config.Mixer):
+        super().__init__()
+        self.norm = Norm(width, norm)
+        self.mixer = MIXERS[type(mixer)](width, mixer)
+
+    def forward(self, x: Tensor, memory: Memory | None = None, segments: Tensor | None = None) -> Tensor:
+        return x + self.mixer(self.norm(x), memory, segments).to(x.dtype)
+
+
+class LanguageModel(nn.Module):
+    """Every model of every family. Parameters: embedding, layers.{i}.{j}.norm / .mixer, norm, head (absent if tied)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.config = cfg
+        self.embedding = nn.Embedding(
+            cfg.padded_vocab_size, cfg.d_model, _weight=torch.empty(cfg.padded_vocab_size, cfg.d_model)
+        )
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Sublayer(cfg.d_model, cfg.norm, mixer) for mixer in layer) for layer in cfg.layers
+        )
+        self.norm = Norm(cfg.d_model, cfg.final_norm)
+        self.head = None if cfg.tied else Linear(cfg.d_model, cfg.padded_vocab_size, cfg.head_bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def sublayers(self) -> Iterator[Sublayer]:
+        """All sublayers in the order of execution, which is the order of `State.memories`."""
+        for layer in self.layers:
+            yield from layer
+
+    def streams(self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None) -> Iterator[Tensor]:
+        """The residual stream [B, L, D]: after the embedding, after every layer, and at last after the final norm.
+
+        Running it to its end updates `state` in place.
+        """
+        if segments is not None:
+            segments = ordinals(segments)
+        x = self.embedding(tokens)
+        if self.config.residual_in_fp32 and x.dtype != torch.float64:
+            x = x.float()
+        yield x
+        memories = iter(state.memories) if state else None
+        for layer in self.layers:
+            for sublayer in layer:
+                x = sublayer(x, next(memories) if memories else None, segments)
+            yield x
+        if state:
+            state.position += tokens.shape[1]
+        yield self.norm(x)
+
+    def forward(
+        self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
+        """Logits [B, L, V] (or [B, 1, V] of the last token) for tokens [B, L] int64.
+
+        `state` (from `new_state`) is continued and updated in place. `segments` [B, L] marks packed documents by any
+        integers that differ between neighbours; nothing crosses their boundaries, and the first continues `state`.
+        Raises CapacityError where full attention would overrun the state's capacity.
+        """
+        for stream in self.streams(tokens, state, segments):
+            x = stream
+        return self.logits(x[:, -1:] if last_only else x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Head applied to the normed stream [B, L, D] -> [B, L, V]."""
+        return self.head(x) if self.head is not None else ops.linear(x, self.embedding.weight)
+
+    def new_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
+        """An empty state for `batch` texts on the model's device.
+
+        `capacity` is the tokens that full attention can remember (default: the model's context length). `dtype` is that of
+        the recurrent states (default float32) and of keys and values (default: the model's dtype).
+        """
+        capacity = capacity or self.config.context_length
+        memories = [s.mixer.new_state(batch, capacity, self.device, dtype) for s in self.sublayers()]
+        return State(memories, torch.zeros(batch, dtype=torch.int64))
+
+    def reset(self, std: float = 0.02) -> None:
+        """Fresh weights for training: normal(0, std), the projections back into the stream divided by sqrt(sublayers)."""
+        nn.init.normal_(self.embedding.weight, std=std)
+        out_std = std / len(self.config.sublayers) ** 0.5
+        for sublayer in self.sublayers():
+            sublayer.norm.reset()
+            sublayer.mixer.reset(std, out_std)
+        self.norm.reset()
+        if self.head is not None:
+            self.head.reset(std)
+
+
+def ordinals(segments: Tensor) -> Tensor:
+    """Document marks [B, L] as ordinals: 0 for the first document of a row, then 1, 2, ..."""
+    return torch.cat([torch.zeros_like(segments[:, :1]), segments.diff(dim=1).ne(0).cumsum(1)], 1)

@@ -1,0 +1,289 @@
+"""Fast plain-torch forms of every operation, with autograd, for any device. Contracts: `leanlm.ops`; oracle: `reference`.
+
+B batch  L tokens  C channels  K taps  H heads  P head width  G groups  N state width  S key slots  D width  Q chunk
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
+SCAN_CHUNK = 32
+SCAN_BLOCK = 1 << 18  # state elements worked on at once: two such float32 tensors fit a core's share of the cache
+WIDE = 16  # rows from which it pays to widen a half-precision weight first
+HALF = (torch.bfloat16, torch.float16)
+
+
+def work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 dot products; without them torch's own bfloat16 product is several times slower
+    than widening the weight to float32."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def linear(x, weight, bias=None):
+    if x.device.type == "cpu" and x.dtype in HALF and x.shape[:-1].numel() >= WIDE:
+        native = x.dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
+        if not native:
+            return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
+def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
+    B, L, C = x.shape
+    K = weight.shape[1]
+    tail = x.new_zeros(B, C, K - 1) if tail is None else tail
+    seen = torch.cat([tail.transpose(1, 2).to(x.dtype), x], 1)  # [B, K-1+L, C]
+    dtype = work_dtype(x)
+    w = weight.to(dtype)
+    documents = None
+    if segments is not None:
+        documents = torch.cat([torch.zeros_like(segments[:, :1]).expand(B, K - 1), segments], 1)
+    y = seen[:, K - 1 :].to(dtype) * w[:, K - 1]
+    for k in range(K - 1):
+        tap = seen[:, k : k + L].to(dtype) * w[:, k]
+        if documents is not None:
+            tap = tap * (documents[:, k : k + L] == segments)[..., None]
+        y = y + tap
+    if bias is not None:
+        y = y + bias.to(dtype)
+    if activation == "silu":
+        y = F.silu(y)
+    new_tail = seen[:, L:]
+    if documents is not None:
+        new_tail = new_tail * (documents[:, L:] == segments[:, -1:])[..., None]
+    return y.to(x.dtype), new_tail.transpose(1, 2)
+
+
+def ssd(x, log_decay, B, C, state=None, segments=None):
+    batch, L, H, P = x.shape
+    G, N = B.shape[2:]
+    dtype = work_dtype(x)
+    state = torch.zeros(batch, H, P, N, dtype=dtype, device=x.device) if state is None else state.to(dtype)
+    if L == 1:
+        return _ssd_step(x, log_decay, B, C, state, segments)
+    Q = min(SSD_CHUNK, L)
+    pad = -L % Q
+    x_, la, B_, C_ = (_chunks(t.to(dtype), pad, Q) for t in (x, log_decay, B, C))  # [B, chunks, Q, ...]
+    x_ = x_.movedim(3, 2)  # [B, c, H, Q, P]
+    B_, C_ = B_.movedim(3, 2), C_.movedim(3, 2)  # [B, c, G, Q, N]
+    la = la.movedim(3, 2).cumsum(-1)  # [B, c, H, Q]: decay since the chunk began
+    documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, c, Q]
+
+    # Inside a chunk: y[t] += sum over s <= t of exp(la[t] - la[s]) (C[t] . B[s]) x[s], masked before the exponential.
+    hidden = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
+    if documents is not None:
+        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
+    decay = (la[..., :, None] - la[..., None, :]).masked_fill(hidden, float("-inf")).exp()  # [B, c, H, Q, Q]
+    scores = C_ @ B_.transpose(-1, -2)  # [B, c, G, Q, Q]
+    y = _by_group(decay, G).mul(scores[:, :, :, None]).flatten(2, 3) @ x_  # [B, c, H, Q, P]
+
+    # What each chunk adds to the state by its end, and how much of the state it was given survives it.
+    end = la[..., -1:]
+    keep = (end - la).exp()  # [B, c, H, Q]
+    if documents is not None:
+        keep = keep * (documents == documents[..., -1:])[:, :, None]
+    added = _by_group((x_ * keep[..., None]).transpose(-1, -2), G) @ B_[:, :, :, None]  # [B, c, G, H/G, P, N]
+    added = added.flatten(2, 3)
+    survival = end.squeeze(-1).exp()  # [B, c, H]
+    reach = la.exp()  # [B, c, H, Q]: of the given state, what token t still sees
+    if documents is not None:
+        given = torch.cat([torch.zeros_like(segments[:, :1]), documents[:, :-1, -1]], 1)  # document of the given state
+        survival = survival * (documents[..., -1] == given)[..., None]
+        reach = reach * (documents == given[..., None])[:, :, None]
+    starts = []
+    for c in range(x_.shape[1]):
+        starts.append(state)
+        state = torch.addcmul(added[:, c], survival[:, c, :, None, None], state)
+    starts = torch.stack(starts, 1)  # [B, c, H, P, N]
+    carried = C_[:, :, :, None] @ _by_group(starts, G).transpose(-1, -2)  # [B, c, G, H/G, Q, P]
+    y = torch.addcmul(y, carried.flatten(2, 3), reach[..., None])
+    return y.movedim(2, 3).flatten(1, 2)[:, :L].to(x.dtype), state
+
+
+def _chunks(x: Tensor, pad: int, Q: int, last: bool = False) -> Tensor:
+    """x [B, L, ...] padded by `pad` zeros (or its last row) and cut: [B, chunks, Q, ...]."""
+    if pad:
+        filler = x[:, -1:].expand(-1, pad, *x.shape[2:]) if last else x.new_zeros(x.shape[0], pad, *x.shape[2:])
+        x = torch.cat([x, filler], 1)
+    return x.unflatten(1, (-1, Q))
+
+
+def _by_group(x: Tensor, G: int) -> Tensor:
+    """Heads [B, c, H, ...] as groups of heads [B, c, G, H/G, ...]."""
+    return x.unflatten(2, (G, -1))
+
+
+def _ssd_step(x, log_decay, B, C, state, segments):
+    H, G, dtype = x.shape[2], B.shape[2], state.dtype
+    decay = log_decay[:, 0].to(dtype).exp()  # [B, H]
+    if segments is not None:
+        decay = decay * (segments == 0)
+    B_t, C_t = (t[:, 0].to(dtype).repeat_interleave(H // G, 1) for t in (B, C))  # [B, H, N]
+    added = x[:, 0].to(dtype)[..., None] * B_t[:, :, None]
+    state = torch.addcmul(added, decay[..., None, None], state)
+    y = (state @ C_t[..., None]).squeeze(-1)  # [B, H, P]
+    return y[:, None].to(x.dtype), state
+
+
+def selective_scan(x, dt, A, B, C, state=None, segments=None):
+    batch, L, D = x.shape
+    N = A.shape[1]
+    dtype = work_dtype(x)
+    state = torch.zeros(batch, D, N, dtype=dtype, device=x.device) if state is None else state.to(dtype)
+    if L == 1:
+        return _scan_step(x, dt, A, B, C, state, segments)
+    Q = min(SCAN_CHUNK, L)
+    pad = -L % Q
+    dt_ = dt.to(dtype)
+    inputs = x.to(dtype) * dt_
+    # Channels do not mix: blocks of them bound the memory and stay in the cache. The loop inside runs over the Q places of
+    # a chunk with all chunks side by side, so its length does not depend on L. Under autograd only a block's inputs are kept.
+    width = max(16, SCAN_BLOCK // (N * batch * ((L + pad) // Q)))
+    rows = [_chunks(t.to(dtype), pad, Q) for t in (B, C)]
+    documents = None if segments is None else _chunks(segments, pad, Q, last=True)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, A, B, C, state))
+    outputs, finals = [], []
+    for d in range(0, D, width):
+        block = slice(d, d + width)
+        arguments = (
+            _chunks(inputs[..., block], pad, Q),
+            _chunks(dt_[..., block], pad, Q),
+            A[block].to(dtype).T,
+            *rows,
+            state[:, block].transpose(1, 2),
+            documents,
+        )
+        if needs_grad:
+            y, final = checkpoint(_scan_block, *arguments, use_reentrant=False)
+        else:
+            y, final = _scan_block(*arguments)
+        outputs.append(y.flatten(1, 2)[:, :L])
+        finals.append(final.transpose(1, 2))
+    return torch.cat(outputs, -1).to(x.dtype), torch.cat(finals, 1)
+
+
+def _scan_block(inputs, dt, A, B, C, state, documents):
+    """One block of channels: inputs (dt x) and dt [B, c, Q, d], A [N, d], B and C [B, c, Q, N], state [B, N, d]."""
+    Q = dt.shape[2]
+    begins = None
+    if documents is not None:  # [B, c, Q]: where a new document begins; a chunk's first place looks at the chunk before
+        flat = documents.flatten(1)
+        begins = torch.cat([flat[:, :1] != 0, flat[:, 1:] != flat[:, :-1]], 1).view_as(documents)
+    h, added = None, []
+    y = []
+    for q in range(Q):  # every chunk from an empty state
+        new = inputs[:, :, q, None] * B[:, :, q, :, None]  # [B, c, N, d]
+        if h is not None:
+            decay = torch.exp(dt[:, :, q, None] * A)
+            if begins is not None:
+                decay = decay * ~begins[:, :, q, None, None]
+            new = torch.addcmul(new, decay, h)
+        h = new
+        y.append((C[:, :, q, None] @ h).squeeze(2))  # [B, c, d]
+    since = dt.cumsum(2)  # [B, c, Q, d]
+    survival = torch.exp(since[:, :, -1, None] * A)  # [B, c, N, d]
+    reaches = None
+    if begins is not None:
+        reaches = begins.cumsum(2) == 0  # [B, c, Q]: token still in the document of the state the chunk was given
+        survival = survival * reaches[:, :, -1, None, None]
+    for c in range(dt.shape[1]):
+        added.append(state)
+        state = torch.addcmul(h[:, c], survival[:, c], state)
+    starts = torch.stack(added, 1)  # [B, c, N, d]
+    for q in range(Q):
+        carried = torch.exp(since[:, :, q, None] * A) * starts
+        if reaches is not None:
+            carried = carried * reaches[:, :, q, None, None]
+        y[q] = y[q] + (C[:, :, q, None] @ carried).squeeze(2)
+    return torch.stack(y, 2), state
+
+
+def _scan_step(x, dt, A, B, C, state, segments):
+    dtype = state.dtype
+    step = dt[:, 0].to(dtype)[..., None]  # [B, D, 1]
+    decay = torch.exp(step * A.to(dtype))
+    if segments is not None:
+        decay = decay * (segments == 0)[..., None]
+    added = step * x[:, 0].to(dtype)[..., None] * B[:, 0].to(dtype)[:, None]
+    state = torch.addcmul(added, decay, state)
+    y = (state @ C[:, 0].to(dtype)[..., None]).squeeze(-1)
+    return y[:, None].to(x.dtype), state
+
+
+def attend(q, k, v, first, last, key_positions, scale, window=None):
+    L = q.shape[1]
+    if window is not None:
+        first = torch.maximum(first, last - window + 1)
+    if L == 1:
+        return _attend_step(q, k, v, first, last, key_positions, scale)
+    at = key_positions[:, None, :]
+    seen = (at >= first[..., None]) & (at <= last[..., None])  # [B, L, S]
+    return _sdpa(q, k, v, scale, mask=seen[:, None])
+
+
+def _attend_step(q, k, v, first, last, key_positions, scale):
+    """One query a row: the heads that share a key/value head become the rows of one product."""
+    B, _, H, P = q.shape
+    groups = k.shape[2]
+    seen = (key_positions >= first) & (key_positions <= last)  # [B, S]
+    grouped = q.view(B, groups, H // groups, P)
+    y = F.scaled_dot_product_attention(
+        grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen[:, None, None], scale=scale
+    )
+    return y.reshape(B, 1, H, P)
+
+
+def causal_attend(q, k, v, scale):
+    return _sdpa(q, k, v, scale, causal=True)
+
+
+def _sdpa(q, k, v, scale, mask=None, causal=False):
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return y.transpose(1, 2)
+
+
+def rms_norm(x, weight, eps, round_first=False):
+    dtype = work_dtype(x)
+    if round_first:
+        return F.rms_norm(x.to(dtype), x.shape[-1:], None, eps).to(weight.dtype) * weight
+    return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps).to(weight.dtype)
+
+
+def layer_norm(x, weight, bias, eps):
+    dtype = work_dtype(x)
+    return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps).to(weight.dtype)
+
+
+def gated_norm(y, z, weight, eps, groups=1, norm_before_gate=False):
+    dtype = work_dtype(y)
+    v, gate = y.to(dtype), F.silu(z.to(dtype))
+    if not norm_before_gate:
+        v = v * gate
+    parts = v.unflatten(-1, (groups, -1))
+    v = F.rms_norm(parts, parts.shape[-1:], None, eps).flatten(-2) * weight.to(dtype)
+    return (v * gate if norm_before_gate else v).to(y.dtype)
+
+
+def rotate(x, cos, sin):
+    half = cos.shape[-1]
+    dtype = work_dtype(x)
+    cos, sin = cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]
+    a, b = x[..., :half].to(dtype), x[..., half : 2 * half].to(dtype)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)

@@ -1,0 +1,127 @@
+"""The specification of every operation: formulas and loops, in float32 at least (float64 stays float64).
+
+Slow on purpose. Every faster implementation is tested against this file, gradients too.
+
+B batch  L tokens  C channels  K taps  H heads  P head width  G groups  N state width  S key slots  D width
+"""
+
+import torch
+from torch import Tensor
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in the dtype the reference computes in: float32, or float64 if x is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = exact(x) @ exact(weight).T
+    return (y if bias is None else y + exact(bias)).to(x.dtype)
+
+
+def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
+    B, L, C = x.shape
+    K = weight.shape[1]
+    if tail is None:
+        tail = x.new_zeros(B, C, K - 1)
+    seen = torch.cat([tail.transpose(1, 2).to(x.dtype), x], 1)  # [B, K-1+L, C]
+    outputs = []
+    for t in range(L):
+        y = torch.zeros_like(exact(x[:, 0]))
+        for k in range(K):
+            tap = exact(seen[:, t + k]) * exact(weight[:, k])
+            source = t + k - (K - 1)  # token this tap reads; below 0: the tail, which belongs to document 0
+            if segments is not None:
+                document = segments[:, source] if source >= 0 else torch.zeros_like(segments[:, 0])
+                tap = torch.where((document == segments[:, t])[:, None], tap, torch.zeros_like(tap))
+            y = y + tap
+        outputs.append(y if bias is None else y + exact(bias))
+    y = torch.stack(outputs, 1)
+    if activation == "silu":
+        y = y * torch.sigmoid(y)
+    new_tail = seen[:, L:]
+    if segments is not None:
+        documents = torch.cat([torch.zeros_like(segments[:, :1]).expand(B, K - 1), segments], 1)[:, L:]
+        new_tail = new_tail * (documents == segments[:, -1:])[..., None]
+    return y.to(x.dtype), new_tail.transpose(1, 2)
+
+
+def ssd(x, log_decay, B, C, state=None, segments=None):
+    batch, L, H, P = x.shape
+    G, N = B.shape[2:]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    S = torch.zeros(batch, H, P, N, dtype=dtype, device=x.device) if state is None else state.to(dtype)
+    group = torch.arange(H, device=x.device) * G // H  # head h reads group floor(h * G / H)
+    outputs = []
+    for t in range(L):
+        if segments is not None:
+            before = segments[:, t - 1] if t else torch.zeros_like(segments[:, 0])
+            S = torch.where((segments[:, t] == before)[:, None, None, None], S, torch.zeros_like(S))
+        B_t, C_t = exact(B[:, t])[:, group], exact(C[:, t])[:, group]  # [B, H, N]
+        S = torch.exp(exact(log_decay[:, t]))[..., None, None] * S + exact(x[:, t])[..., None] * B_t[:, :, None, :]
+        outputs.append((S * C_t[:, :, None, :]).sum(-1))
+    return torch.stack(outputs, 1).to(x.dtype), S
+
+
+def selective_scan(x, dt, A, B, C, state=None, segments=None):
+    batch, L, D = x.shape
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    h = torch.zeros(batch, D, A.shape[1], dtype=dtype, device=x.device) if state is None else state.to(dtype)
+    outputs = []
+    for t in range(L):
+        if segments is not None:
+            before = segments[:, t - 1] if t else torch.zeros_like(segments[:, 0])
+            h = torch.where((segments[:, t] == before)[:, None, None], h, torch.zeros_like(h))
+        step = exact(dt[:, t])[..., None]  # [B, D, 1]
+        h = torch.exp(step * exact(A)) * h + step * exact(x[:, t])[..., None] * exact(B[:, t])[:, None, :]
+        outputs.append((h * exact(C[:, t])[:, None, :]).sum(-1))
+    return torch.stack(outputs, 1).to(x.dtype), h
+
+
+def attend(q, k, v, first, last, key_positions, scale, window=None):
+    repeats = q.shape[2] // k.shape[2]
+    keys = exact(k).repeat_interleave(repeats, 2)
+    values = exact(v).repeat_interleave(repeats, 2)
+    scores = torch.einsum("blhd,bshd->bhls", exact(q), keys) * scale
+    if window is not None:
+        first = torch.maximum(first, last - window + 1)
+    at = key_positions[:, None, :]  # [B, 1, S]
+    seen = (at >= first[..., None]) & (at <= last[..., None])  # [B, L, S]
+    weights = torch.softmax(scores.masked_fill(~seen[:, None], float("-inf")), -1)
+    return torch.einsum("bhls,bshd->blhd", weights, values).to(q.dtype)
+
+
+def causal_attend(q, k, v, scale):
+    positions = torch.arange(q.shape[1], device=q.device).expand(q.shape[:2])
+    return attend(q, k, v, torch.zeros_like(positions), positions, positions, scale)
+
+
+def rms_norm(x, weight, eps, round_first=False):
+    v = exact(x)
+    v = v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps)
+    if round_first:
+        return v.to(weight.dtype) * weight
+    return (v * exact(weight)).to(weight.dtype)
+
+
+def layer_norm(x, weight, bias, eps):
+    v = exact(x)
+    v = v - v.mean(-1, keepdim=True)
+    v = v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps)
+    return (v * exact(weight) + exact(bias)).to(weight.dtype)
+
+
+def gated_norm(y, z, weight, eps, groups=1, norm_before_gate=False):
+    v, gate = exact(y), exact(z) * torch.sigmoid(exact(z))
+    if not norm_before_gate:
+        v = v * gate
+    parts = v.unflatten(-1, (groups, -1))
+    v = (parts * torch.rsqrt(parts.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2) * exact(weight)
+    return (v * gate if norm_before_gate else v).to(y.dtype)
+
+
+def rotate(x, cos, sin):
+    half = cos.shape[-1]
+    cos, sin = exact(cos)[:, :, None], exact(sin)[:, :, None]  # [B, L, 1, half]
+    a, b = exact(x[..., :half]), exact(x[..., half : 2 * half])
+    return torch.cat([(a * cos - b * sin), (b * cos + a * sin), exact(x[..., 2 * half :])], -1).to(x.dtype)
