@@ -1,0 +1,47 @@
+"""Loss of a model on whole documents: each is read as one continuous text, state carried from chunk to chunk."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from leanlm.model.language_model import LanguageModel
+
+CHUNK = 512  # tokens per call
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Summed over all documents: negative log-likelihood in nats, tokens predicted, bytes of text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_token(self) -> float:
+        """Mean nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed per byte of text: comparable between tokenizers and with a compressor."""
+        return self.nats / math.log(2) / self.bytes
+
+
+@torch.no_grad()
+def measure(module: LanguageModel, documents: Iterable[tuple[Sequence[int], int]], start_id: int) -> Loss:
+    """Loss over documents of (token ids, bytes of text); every token is predicted, the first one from `start_id`."""
+    nats, tokens, size = 0.0, 0, 0
+    for ids, n_bytes in documents:
+        text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
+        state = module.new_state(1, capacity=text.shape[1])
+        for begin in range(0, text.shape[1] - 1, CHUNK):
+            part = text[:, begin : begin + CHUNK + 1]
+            logits = module(part[:, :-1], state).float()
+            nats += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+        tokens += len(ids)
+        size += n_bytes
+    return Loss(nats, tokens, size)
