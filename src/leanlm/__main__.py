@@ -1,0 +1,5 @@
+"""`python -m leanlm` is the `leanlm` command."""
+
+from leanlm.cli.main import run
+
+run()

@@ -1,0 +1,92 @@
+"""Cartesia's Llamba: Discrete Mamba-2 and a gated MLP per layer; block norms have eps 1e-5 whatever the config says."""
+
+from leanlm.families.family import Family, conv_rules, eos, head_rules, linear_rules, need, norm_rules, only, round_up, same
+from leanlm.model.config import DiscreteMamba2, GatedMLP, ModelConfig, Norm
+
+BLOCK_EPS = 1e-5
+PARTS = (("input_layernorm", "mixer"), ("post_attention_layernorm", "mlp"))
+
+
+def matches(raw: dict) -> bool:
+    return raw.get("model_type") == "llamba"
+
+
+def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+    width = need(raw, "d_model", "llamba")
+    ssm, mlp = need(raw, "ssm_cfg", "llamba"), need(raw, "mlp_cfg", "llamba")
+    only(mlp, "act_fn", ("silu", "swish"), "silu", "llamba")
+    heads = need(ssm, "n_v_heads", "llamba ssm_cfg")
+    mixer = DiscreteMamba2(
+        d_inner=int(ssm.get("expand", 1) * width),
+        n_v_heads=heads,
+        n_qk_heads=ssm.get("n_qk_heads") or heads,
+        d_state=ssm.get("d_state", 64),
+        d_conv=ssm.get("d_conv", 4),
+        chunk=ssm.get("chunk_size", 128),
+        conv_activation=only(ssm, "activation", ("identity", "silu"), "identity", "llamba"),
+        bias=ssm.get("bias", False),
+        conv_bias=ssm.get("conv_bias", True),
+    )
+    layer = (mixer, GatedMLP(need(mlp, "intermediate_size", "llamba mlp_cfg"), mlp.get("bias", False)))
+    tied = raw.get("tie_embeddings")
+    return ModelConfig(
+        d_model=width,
+        vocab_size=need(raw, "vocab_size", "llamba"),
+        padded_vocab_size=round_up(raw["vocab_size"], raw.get("pad_vocab_size_multiple") or 1),
+        layers=(layer,) * need(raw, "n_layer", "llamba"),
+        norm=Norm("rms", BLOCK_EPS, round_first=True),
+        final_norm=Norm("rms", raw.get("norm_epsilon", 1e-5), round_first=True),
+        tied="lm_head.weight" not in names if tied is None else tied,
+        head_bias=raw.get("lm_head_bias", False),
+        context_length=raw.get("max_position_embeddings"),
+        bos_id=raw.get("bos_token_id"),
+        eos_ids=eos(raw),
+        pad_id=raw.get("pad_token_id"),
+    )
+
+
+def from_config(config: ModelConfig) -> dict:
+    mixer, mlp = config.layers[0]
+    return {
+        "model_type": "llamba",
+        "vocab_size": config.vocab_size,
+        "tie_embeddings": config.tied,
+        "pad_vocab_size_multiple": config.padded_vocab_size if config.padded_vocab_size != config.vocab_size else 1,
+        "lm_head_bias": config.head_bias,
+        "d_model": config.d_model,
+        "n_layer": len(config.layers),
+        "resid_dropout": 0.0,
+        "norm_epsilon": config.final_norm.eps,
+        "mlp_cfg": {"intermediate_size": mlp.d_ff, "bias": mlp.bias, "act_fn": "silu"},
+        "ssm_cfg": {
+            "d_state": mixer.d_state,
+            "n_v_heads": mixer.n_v_heads,
+            "n_qk_heads": mixer.n_qk_heads,
+            "expand": mixer.d_inner // config.d_model,
+            "d_conv": mixer.d_conv,
+            "chunk_size": mixer.chunk,
+            "activation": mixer.conv_activation,
+            "bias": mixer.bias,
+            "conv_bias": mixer.conv_bias,
+        },
+    }
+
+
+def rules(config: ModelConfig):
+    table = [same("backbone.embedding.weight", "embedding.weight")]
+    for i, (mixer, mlp) in enumerate(config.layers):
+        theirs = f"backbone.layers.{i}"
+        for j, (norm, _) in enumerate(PARTS):
+            table += norm_rules(f"{theirs}.{norm}", f"layers.{i}.{j}.norm", config.norm)
+        ours = f"layers.{i}.0.mixer"
+        table += linear_rules(f"{theirs}.mixer.in_proj", f"{ours}.in_proj", mixer.bias)
+        table += conv_rules(f"{theirs}.mixer.conv1d", f"{ours}.conv", mixer.conv_bias)
+        table += [] if mixer.bias else [same(f"{theirs}.mixer.z_bias", f"{ours}.z_bias")]
+        table += [same(f"{theirs}.mixer.D", f"{ours}.D")]
+        table += linear_rules(f"{theirs}.mixer.out_proj", f"{ours}.out_proj", mixer.bias)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            table += linear_rules(f"{theirs}.mlp.{name}", f"layers.{i}.1.mixer.{name}", mlp.bias)
+    return [*table, *norm_rules("backbone.final_layernorm", "norm", config.final_norm), *head_rules(config)]
+
+
+FAMILY = Family("llamba", matches, to_config, from_config, rules)
