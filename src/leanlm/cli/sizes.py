@@ -5,58 +5,66 @@ from itertools import groupby
 
 from leanlm.model.config import Attention, Mixer, ModelConfig
 
+Run = tuple[str, int]  # a sublayer's name, how often it comes in a row
 
-def count(number: int) -> str:
+
+def count(number: float) -> str:
     """1340000000 -> "1.34B"."""
-    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return str(number)
+    return scaled(number, "", "k", "M", "B")
 
 
 def size(nbytes: float) -> str:
     """2700000000 -> "2.70 GB": decimal units, three digits."""
-    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if nbytes >= limit:
-            return f"{nbytes / limit:.{3 - len(str(int(nbytes // limit)))}f} {unit}"
-    return f"{nbytes:.0f} B"
+    return scaled(nbytes, " B", " kB", " MB", " GB")
+
+
+def scaled(number: float, *units: str) -> str:
+    power = next((p for p in (3, 2, 1) if number >= 1000**p), 0)
+    value = number / 1000**power
+    digits = 3 - len(str(int(value))) if power else 0
+    return f"{value:.{max(digits, 0)}f}{units[power]}"
 
 
 def layers(config: ModelConfig) -> str:
     """Sublayers in order, repeats folded: "4 x (5 mamba2, 2 mlp, attention w=2048)"."""
-    runs = [(named(mixer), len(list(same))) for mixer, same in groupby(config.sublayers)]
-    period, times = shortest_period(runs)
-    inside = ", ".join(f"{n} {name}" if n > 1 else name for name, n in runs[:period])
-    rest = ", ".join(f"{n} {name}" if n > 1 else name for name, n in runs[period * times :])
-    folded = f"{times} x ({inside})" if times > 1 else inside
-    return f"{folded}, {rest}" if rest else folded
-
-
-def shortest_period(runs: list) -> tuple[int, int]:
-    """Length p and repeats k of the prefix for which p + (what is left after k repeats) is shortest."""
-    best = (len(runs), 1)
-    for p in range(1, len(runs) // 2 + 1):
-        k = 1
-        while runs[k * p : (k + 1) * p] == runs[:p]:
-            k += 1
-        written = p + len(runs) - k * p
-        if k > 1 and written < best[0] + len(runs) - best[0] * best[1]:
-            best = (p, k)
-    return best
+    return folded([(name, len(list(same))) for name, same in groupby(map(named, config.sublayers))])
 
 
 def named(mixer: Mixer) -> str:
     return f"{mixer.kind} w={mixer.window}" if isinstance(mixer, Attention) and mixer.window else mixer.kind
 
 
-def details(config: ModelConfig) -> dict[str, str]:
-    """Every distinct mixer with its settings, in order of first use: {"mamba2": "d_inner=4096 head_dim=64 ..."}."""
+def folded(runs: list[Run]) -> str:
+    """Left to right, each time the repetition that leaves out most."""
+    parts, at = [], 0
+    while at < len(runs):
+        length, times = longest_repeat(runs[at:])
+        if times > 1:
+            parts.append(f"{times} x ({folded(runs[at : at + length])})")
+        else:
+            name, n = runs[at]
+            parts.append(f"{n} {name}" if n > 1 else name)
+        at += length * times
+    return ", ".join(parts)
+
+
+def longest_repeat(runs: list[Run]) -> tuple[int, int]:
+    """(length, times) of the repetition at the start of `runs` that covers most beyond its first turn; (1, 1) if none."""
+    best, saved = (1, 1), 0
+    for length in range(1, len(runs) // 2 + 1):
+        times = 1
+        while runs[length * times : length * (times + 1)] == runs[:length]:
+            times += 1
+        if length * (times - 1) > saved:
+            best, saved = (length, times), length * (times - 1)
+    return best
+
+
+def settings(config: ModelConfig) -> dict[str, str]:
+    """Every distinct kind of sublayer with its numbers, in order of first use: {"mamba2": "d_inner=4096 head_dim=64 ..."}."""
     found = {}
     for mixer in dict.fromkeys(config.sublayers):
-        settings = ((f.name, getattr(mixer, f.name)) for f in dataclasses.fields(mixer))
-        found.setdefault(named(mixer), " ".join(f"{name}={value}" for name, value in settings if short(value)))
+        values = {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer)}
+        plain = (f"{name}={value}" for name, value in values.items() if value is not None and not dataclasses.is_dataclass(value))
+        found.setdefault(named(mixer), " ".join(plain))
     return found
-
-
-def short(value) -> bool:
-    return value is not None and value is not False and not dataclasses.is_dataclass(value)

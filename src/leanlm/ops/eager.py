@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
 SCAN_CHUNK = 32
-SCAN_BLOCK = 1 << 18  # state elements worked on at once: two such float32 tensors fit a core's share of the cache
+SCAN_BLOCK = 1 << 16  # state elements worked on at once: two such float32 tensors fit a core's own cache
 WIDE = 16  # rows from which it pays to widen a half-precision weight first
 HALF = (torch.bfloat16, torch.float16)
 
@@ -42,20 +42,18 @@ def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
     tail = x.new_zeros(B, C, K - 1) if tail is None else tail
     seen = torch.cat([tail.transpose(1, 2).to(x.dtype), x], 1)  # [B, K-1+L, C]
     dtype = work_dtype(x)
-    w = weight.to(dtype)
+    w, wide = weight.to(dtype), seen.to(dtype)
     documents = None
     if segments is not None:
         documents = torch.cat([torch.zeros_like(segments[:, :1]).expand(B, K - 1), segments], 1)
-    y = seen[:, K - 1 :].to(dtype) * w[:, K - 1]
+    y = wide[:, K - 1 :] * w[:, K - 1] if bias is None else torch.addcmul(bias.to(dtype), wide[:, K - 1 :], w[:, K - 1])
     for k in range(K - 1):
-        tap = seen[:, k : k + L].to(dtype) * w[:, k]
+        tap = wide[:, k : k + L]
         if documents is not None:
             tap = tap * (documents[:, k : k + L] == segments)[..., None]
-        y = y + tap
-    if bias is not None:
-        y = y + bias.to(dtype)
+        y.addcmul_(tap, w[:, k])
     if activation == "silu":
-        y = F.silu(y)
+        y = F.silu(y, inplace=not y.requires_grad)
     new_tail = seen[:, L:]
     if documents is not None:
         new_tail = new_tail * (documents[:, L:] == segments[:, -1:])[..., None]
@@ -72,40 +70,52 @@ def ssd(x, log_decay, B, C, state=None, segments=None):
     Q = min(SSD_CHUNK, L)
     pad = -L % Q
     x_, la, B_, C_ = (_chunks(t.to(dtype), pad, Q) for t in (x, log_decay, B, C))  # [B, chunks, Q, ...]
-    x_ = x_.movedim(3, 2)  # [B, c, H, Q, P]
     B_, C_ = B_.movedim(3, 2), C_.movedim(3, 2)  # [B, c, G, Q, N]
-    la = la.movedim(3, 2).cumsum(-1)  # [B, c, H, Q]: decay since the chunk began
+    la = la.cumsum(2)  # [B, c, Q, H]: decay since the chunk began
     documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, c, Q]
+    y = _within_chunks(x_, la, B_, C_, documents)  # [B, c, Q, H, P]
 
-    # Inside a chunk: y[t] += sum over s <= t of exp(la[t] - la[s]) (C[t] . B[s]) x[s], masked before the exponential.
-    hidden = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
+    # What each chunk adds to the state by its end, and how much of the state it was given survives it. The heads of a group
+    # stand side by side in the columns of one product: states are [N, heads x P] in here.
+    end = la[:, :, -1:]
+    keep = (end - la).exp()  # [B, c, Q, H]
     if documents is not None:
-        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
-    decay = (la[..., :, None] - la[..., None, :]).masked_fill(hidden, float("-inf")).exp()  # [B, c, H, Q, Q]
-    scores = C_ @ B_.transpose(-1, -2)  # [B, c, G, Q, Q]
-    y = _by_group(decay, G).mul(scores[:, :, :, None]).flatten(2, 3) @ x_  # [B, c, H, Q, P]
-
-    # What each chunk adds to the state by its end, and how much of the state it was given survives it.
-    end = la[..., -1:]
-    keep = (end - la).exp()  # [B, c, H, Q]
-    if documents is not None:
-        keep = keep * (documents == documents[..., -1:])[:, :, None]
-    added = _by_group((x_ * keep[..., None]).transpose(-1, -2), G) @ B_[:, :, :, None]  # [B, c, G, H/G, P, N]
-    added = added.flatten(2, 3)
-    survival = end.squeeze(-1).exp()  # [B, c, H]
-    reach = la.exp()  # [B, c, H, Q]: of the given state, what token t still sees
+        keep = keep * (documents == documents[..., -1:])[..., None]
+    added = B_.transpose(-1, -2) @ _grouped(x_ * keep[..., None], G)  # [B, c, G, N, H/G P]
+    survival = end.squeeze(2).exp()  # [B, c, H]
+    reach = la.exp()  # [B, c, Q, H]: of the given state, what each token still sees
     if documents is not None:
         given = torch.cat([torch.zeros_like(segments[:, :1]), documents[:, :-1, -1]], 1)  # document of the given state
         survival = survival * (documents[..., -1] == given)[..., None]
-        reach = reach * (documents == given[..., None])[:, :, None]
+        reach = reach * (documents == given[..., None])[..., None]
+    survival = survival[..., None].expand(-1, -1, -1, P).reshape(batch, -1, G, 1, H // G * P)
+    carry = state.reshape(batch, G, H // G * P, N).transpose(-1, -2)  # [B, G, N, H/G P]
     starts = []
     for c in range(x_.shape[1]):
-        starts.append(state)
-        state = torch.addcmul(added[:, c], survival[:, c, :, None, None], state)
-    starts = torch.stack(starts, 1)  # [B, c, H, P, N]
-    carried = C_[:, :, :, None] @ _by_group(starts, G).transpose(-1, -2)  # [B, c, G, H/G, Q, P]
-    y = torch.addcmul(y, carried.flatten(2, 3), reach[..., None])
-    return y.movedim(2, 3).flatten(1, 2)[:, :L].to(x.dtype), state
+        starts.append(carry)
+        carry = torch.addcmul(added[:, c], survival[:, c], carry)
+    carried = C_ @ torch.stack(starts, 1)  # [B, c, G, Q, H/G P]
+    carried = carried.movedim(2, 3).unflatten(-1, (-1, P)).flatten(3, 4)  # [B, c, Q, H, P]
+    y = torch.addcmul(y, carried, reach[..., None])
+    return y.flatten(1, 2)[:, :L].to(x.dtype), carry.transpose(-1, -2).reshape(batch, H, P, N)
+
+
+def _within_chunks(x, la, B, C, documents):
+    """y[t] = sum over s <= t of exp(la[t] - la[s]) (C[t] . B[s]) x[s], masked before the exponential so nothing overflows."""
+    Q, G = x.shape[2], B.shape[2]
+    hidden = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
+    if documents is not None:
+        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
+    la = la.transpose(2, 3)  # [B, c, H, Q]
+    decay = (la[..., :, None] - la[..., None, :]).masked_fill_(hidden, float("-inf")).exp_()  # [B, c, H, Q, Q]
+    scores = (C @ B.transpose(-1, -2))[:, :, :, None]  # [B, c, G, 1, Q, Q]
+    weights = (decay.unflatten(2, (G, -1)) * scores).flatten(2, 3)  # [B, c, H, Q, Q]
+    return (weights @ x.transpose(2, 3)).transpose(2, 3)
+
+
+def _grouped(x: Tensor, G: int) -> Tensor:
+    """[B, c, Q, H, P] with the heads of each group side by side: [B, c, G, Q, H/G P]."""
+    return x.unflatten(3, (G, -1)).movedim(3, 2).flatten(4, 5)
 
 
 def _chunks(x: Tensor, pad: int, Q: int, last: bool = False) -> Tensor:
@@ -114,11 +124,6 @@ def _chunks(x: Tensor, pad: int, Q: int, last: bool = False) -> Tensor:
         filler = x[:, -1:].expand(-1, pad, *x.shape[2:]) if last else x.new_zeros(x.shape[0], pad, *x.shape[2:])
         x = torch.cat([x, filler], 1)
     return x.unflatten(1, (-1, Q))
-
-
-def _by_group(x: Tensor, G: int) -> Tensor:
-    """Heads [B, c, H, ...] as groups of heads [B, c, G, H/G, ...]."""
-    return x.unflatten(2, (G, -1))
 
 
 def _ssd_step(x, log_decay, B, C, state, segments):
@@ -171,39 +176,36 @@ def selective_scan(x, dt, A, B, C, state=None, segments=None):
 
 
 def _scan_block(inputs, dt, A, B, C, state, documents):
-    """One block of channels: inputs (dt x) and dt [B, c, Q, d], A [N, d], B and C [B, c, Q, N], state [B, N, d]."""
-    Q = dt.shape[2]
-    begins = None
-    if documents is not None:  # [B, c, Q]: where a new document begins; a chunk's first place looks at the chunk before
+    """One block of channels: inputs (dt x) and dt [B, c, Q, d], A [N, d], B and C [B, c, Q, N], state [B, N, d].
+
+    First every chunk from an empty state, then the states carried from chunk to chunk, then what these add to the outputs.
+    """
+    Q, grad = dt.shape[2], torch.is_grad_enabled()
+    decay = (dt.movedim(2, 0)[:, :, :, None] * A).exp_()  # [Q, B, c, N, d]
+    survival = torch.exp(dt.sum(2)[:, :, None] * A)  # [B, c, N, d]: of the state a chunk was given, what it hands on
+    if documents is not None:  # where a new document begins; a chunk's first place looks at the chunk before
         flat = documents.flatten(1)
         begins = torch.cat([flat[:, :1] != 0, flat[:, 1:] != flat[:, :-1]], 1).view_as(documents)
-    h, added = None, []
-    y = []
-    for q in range(Q):  # every chunk from an empty state
-        new = inputs[:, :, q, None] * B[:, :, q, :, None]  # [B, c, N, d]
-        if h is not None:
-            decay = torch.exp(dt[:, :, q, None] * A)
-            if begins is not None:
-                decay = decay * ~begins[:, :, q, None, None]
-            new = torch.addcmul(new, decay, h)
-        h = new
-        y.append((C[:, :, q, None] @ h).squeeze(2))  # [B, c, d]
-    since = dt.cumsum(2)  # [B, c, Q, d]
-    survival = torch.exp(since[:, :, -1, None] * A)  # [B, c, N, d]
-    reaches = None
-    if begins is not None:
-        reaches = begins.cumsum(2) == 0  # [B, c, Q]: token still in the document of the state the chunk was given
-        survival = survival * reaches[:, :, -1, None, None]
+        decay = decay * ~begins.movedim(2, 0)[..., None, None]
+        survival = survival * ~begins.any(2)[..., None, None]
+
+    h = inputs[:, :, 0, None] * B[:, :, 0, :, None]  # [B, c, N, d]
+    y = [C[:, :, 0, None] @ h]
+    for q in range(1, Q):
+        h = h * decay[q] if grad else h.mul_(decay[q])
+        terms = inputs[:, :, q, None], B[:, :, q, :, None]
+        h = torch.addcmul(h, *terms) if grad else h.addcmul_(*terms)
+        y.append(C[:, :, q, None] @ h)  # [B, c, 1, d]
+    starts = []
     for c in range(dt.shape[1]):
-        added.append(state)
+        starts.append(state)
         state = torch.addcmul(h[:, c], survival[:, c], state)
-    starts = torch.stack(added, 1)  # [B, c, N, d]
+    carried = torch.stack(starts, 1)  # [B, c, N, d]
+    extra = []
     for q in range(Q):
-        carried = torch.exp(since[:, :, q, None] * A) * starts
-        if reaches is not None:
-            carried = carried * reaches[:, :, q, None, None]
-        y[q] = y[q] + (C[:, :, q, None] @ carried).squeeze(2)
-    return torch.stack(y, 2), state
+        carried = carried * decay[q] if grad else carried.mul_(decay[q])
+        extra.append(C[:, :, q, None] @ carried)
+    return torch.cat(y, 2) + torch.cat(extra, 2), state
 
 
 def _scan_step(x, dt, A, B, C, state, segments):
