@@ -65,6 +65,8 @@ def settings(config: ModelConfig) -> dict[str, str]:
     found = {}
     for mixer in dict.fromkeys(config.sublayers):
         values = {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer)}
-        plain = (f"{name}={value}" for name, value in values.items() if value is not None and not dataclasses.is_dataclass(value))
+        plain = (
+            f"{name}={value}" for name, value in values.items() if value is not None and not dataclasses.is_dataclass(value)
+        )
         found.setdefault(named(mixer), " ".join(plain))
     return found

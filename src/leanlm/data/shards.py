@@ -1,8 +1,8 @@
 """Token shards: flat little-endian token files, where each document begins, and a manifest with checksums.
 
-    manifest.json         format, dtype, tokenizer sha256, totals, and per shard: file, tokens, documents, sha256
-    tokens-00000.bin      the tokens of the documents one after another, each ended by the end-of-text token
-    documents-00000.npy   int64 [documents, 2]: first token of the document within the shard, bytes of its text
+manifest.json         format, dtype, tokenizer sha256, totals, and per shard: file, tokens, documents, sha256
+tokens-00000.bin      the tokens of the documents one after another, each ended by the end-of-text token
+documents-00000.npy   int64 [documents, 2]: first token of the document within the shard, bytes of its text
 """
 
 import hashlib
@@ -98,7 +98,9 @@ class Shards:
         if not path.is_file():
             raise NotFound(f"{path}: missing; tokenise the data again")
         if path.stat().st_size != shard["tokens"] * dtype.itemsize:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, {shard['tokens'] * dtype.itemsize} stated; tokenise again")
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes, {shard['tokens'] * dtype.itemsize} stated; tokenise again"
+            )
         return np.memmap(path, dtype, "r")
 
     def read(self, start: int, length: int) -> np.ndarray:

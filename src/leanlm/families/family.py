@@ -1,5 +1,6 @@
 """What a family is: how a published config and its tensor names are translated, both ways. Loads no torch, knows no files."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -27,17 +28,52 @@ class Rule:
 class Family:
     """A published format.
 
-    `matches(raw)`: whether a config.json is of this family. `to_config(raw, names)`: our config; `names` are the tensors in
-    the file, where known, because some formats leave it to them whether the head is tied. `from_config`: a config.json as
-    the family publishes it. `rules`: every tensor of the format. `prefixes` may stand before any tensor name and are dropped.
+    `matches(raw)`: whether a config.json is of this family. `read(raw, names)` and `write(config)` are the bare translations
+    of `to_config` and `from_config`. `rules`: every tensor of the format. `prefixes` may stand before any tensor name, in
+    this order, and are dropped.
     """
 
     name: str
     matches: Callable[[dict], bool]
-    to_config: Callable[..., ModelConfig]
-    from_config: Callable[[ModelConfig], dict]
+    read: Callable[[dict, Collection[str]], ModelConfig]
+    write: Callable[[ModelConfig], dict]
     rules: Callable[[ModelConfig], list[Rule]]
     prefixes: tuple[str, ...] = ()
+
+    def to_config(self, raw: dict, names: Collection[str] = frozenset()) -> ModelConfig:
+        """Our config of a published one. `names` are the tensors in the file, where known: some formats leave it to them
+        whether the head is tied. Raises CheckpointError naming the key that is missing, mistyped or not supported."""
+        try:
+            config = self.read(raw, names)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(f"config.json: a setting of this {self.name} model has the wrong type or value ({error})") from None
+        _check(config)
+        return config
+
+    def from_config(self, config: ModelConfig) -> dict:
+        """A config.json as the family publishes it; raises CheckpointError where the format cannot say what the model is."""
+        try:
+            raw = self.write(config)
+            read = self.to_config(raw)
+        except (CheckpointError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise CheckpointError(f"the {self.name} format cannot hold this model ({error})") from None
+        # Formats without a padding rule know only the padded vocabulary.
+        if dataclasses.replace(config, vocab_size=read.vocab_size) != read:
+            lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(read, f.name)]
+            raise CheckpointError(f"the {self.name} format cannot hold this model: it would lose {', '.join(lost)}")
+        return raw
+
+
+def _check(config: ModelConfig) -> None:
+    """Every setting has its type, and every size is at least 1 (0 where 0 is its default)."""
+    kinds = dict.fromkeys(config.sublayers)
+    ModelConfig.from_dict(dataclasses.replace(config, layers=(tuple(kinds),)).to_dict())
+    for part in (config, *kinds):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            counted = type(value) is int and not field.name.endswith("_id")
+            if counted and (value < 0 or (value == 0 and field.default != 0)):
+                raise CheckpointError(f"config.json: {field.name} = {value} makes no sense; it must be at least 1")
 
 
 def same(theirs: str, ours: str, **options) -> Rule:
@@ -65,33 +101,72 @@ def number(value) -> float:
     return float(value["__float__"]) if isinstance(value, dict) else float(value)
 
 
-def eos(raw: Mapping) -> tuple[int, ...]:
-    ids = raw.get("eos_token_id")
-    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+def limits(raw: Mapping, key: str) -> tuple[float, float | None]:
+    """The range dt is clamped to, from raw[key] = [low, high]; no limits where it is missing, None for an infinite high."""
+    low, high = (number(value) for value in raw.get(key) or (0.0, float("inf")))
+    return low, None if high == float("inf") else high
+
+
+def tokens(raw: Mapping, context: int | None = None) -> dict:
+    """Context length (`context` where the config has none) and special tokens, as ModelConfig's keyword arguments."""
+    eos = raw.get("eos_token_id")
+    return {
+        "context_length": raw.get("max_position_embeddings", context),
+        "bos_id": raw.get("bos_token_id"),
+        "eos_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        "pad_id": raw.get("pad_token_id"),
+    }
+
+
+def token_settings(config: ModelConfig, nulls: bool = True) -> dict:
+    """The inverse of `tokens`; `nulls` writes absent tokens as null, for readers that have defaults of their own."""
+    eos = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+    raw = {key: value for key, value in ids.items() if nulls or value is not None}
+    return raw if config.context_length is None else {"max_position_embeddings": config.context_length, **raw}
+
+
+def layers_at(raw: Mapping, key: str, n_layers: int) -> frozenset[int]:
+    """The layers that raw[key] lists; raises CheckpointError where the model has none of that number."""
+    at = frozenset(raw.get(key) or ())
+    if beyond := [i for i in at if not 0 <= i < n_layers]:
+        raise CheckpointError(f"config.json: {key} names layer {beyond[0]}, and the model has layers 0 to {n_layers - 1}")
+    return at
+
+
+def ratio(inner: int, width: int) -> int | float:
+    """A factor that int(factor * width) turns back into `inner`: whole where it can be."""
+    if inner % width == 0:
+        return inner // width
+    return inner / width if int(inner / width * width) == inner else (inner + 0.5) / width
+
+
+def padding(config: ModelConfig) -> int:
+    """The multiple to which the vocabulary is padded: the smallest usual one that gives the padded size."""
+    fits = (m for m in (1, 8, 16, 32, 64, 128, 256) if round_up(config.vocab_size, m) == config.padded_vocab_size)
+    return next(fits, config.padded_vocab_size)
 
 
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def norm_rules(theirs: str, ours: str, norm: config.Norm) -> list[Rule]:
-    kinds = ("weight", "bias") if norm.kind == "layer" else ("weight",)
-    return [same(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in kinds]
-
-
 def linear_rules(theirs: str, ours: str, bias: bool) -> list[Rule]:
+    """weight, and bias where there is one: of a linear layer, a convolution or a norm."""
     return [same(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))]
 
 
-def conv_rules(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
-    return linear_rules(theirs, ours, bias)
+def norm_rules(theirs: str, ours: str, norm: config.Norm) -> list[Rule]:
+    return linear_rules(theirs, ours, norm.kind == "layer")
 
 
-def stacked_rules(theirs: str, ours: str, parts: Mapping[str, int], bias: bool) -> list[Rule]:
+def stacked_rules(
+    theirs: str, ours: str, parts: Mapping[str, int], bias: bool, interleaved: tuple[int, ...] = ()
+) -> list[Rule]:
     """A linear layer that holds several of ours, `parts` = our layer -> its rows, in their order."""
     names, rows = tuple(parts), tuple(parts.values())
     kinds = ("weight", "bias") if bias else ("weight",)
-    return [Rule(f"{theirs}.{kind}", tuple(f"{ours}.{name}.{kind}" for name in names), rows) for kind in kinds]
+    return [Rule(f"{theirs}.{kind}", tuple(f"{ours}.{name}.{kind}" for name in names), rows, interleaved) for kind in kinds]
 
 
 def head_rules(config: ModelConfig, theirs: str = "lm_head") -> list[Rule]:
@@ -105,7 +180,7 @@ def mamba1_rules(theirs: str, ours: str, mixer: config.Mamba1) -> list[Rule]:
     """Names shared by mamba_ssm and Hugging Face."""
     return [
         *linear_rules(f"{theirs}.in_proj", f"{ours}.in_proj", mixer.bias),
-        *conv_rules(f"{theirs}.conv1d", f"{ours}.conv", mixer.conv_bias),
+        *linear_rules(f"{theirs}.conv1d", f"{ours}.conv", mixer.conv_bias),
         same(f"{theirs}.x_proj.weight", f"{ours}.x_proj.weight"),
         *linear_rules(f"{theirs}.dt_proj", f"{ours}.dt_proj", True),
         same(f"{theirs}.A_log", f"{ours}.A_log"),
@@ -118,7 +193,7 @@ def mamba2_rules(theirs: str, ours: str, mixer: config.Mamba2) -> list[Rule]:
     """Names shared by mamba_ssm, Rene and Hugging Face."""
     rules = [
         *linear_rules(f"{theirs}.in_proj", f"{ours}.in_proj", mixer.bias),
-        *conv_rules(f"{theirs}.conv1d", f"{ours}.conv", mixer.conv_bias),
+        *linear_rules(f"{theirs}.conv1d", f"{ours}.conv", mixer.conv_bias),
         *(same(f"{theirs}.{name}", f"{ours}.{name}") for name in ("dt_bias", "A_log", "D")),
         *linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.bias),
     ]

@@ -8,7 +8,7 @@ def matches(raw: dict) -> bool:
     return {"emb_dim", "nheads", "nlayers", "src_vocab_size"} <= raw.keys()
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "emb_dim", "fms llama"), need(raw, "nheads", "fms llama")
     only(raw, "activation_fn", ("swish", "silu"), "swish", "fms llama")
     hidden = int(raw.get("hidden_grow_factor", 8 / 3) * width)
@@ -34,7 +34,7 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     attention, mlp = config.layers[0]
     return {
         "src_vocab_size": config.padded_vocab_size,
@@ -78,4 +78,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("dec_norm", "norm", config.final_norm), *head]
 
 
-FAMILY = Family("fms_llama", matches, to_config, from_config, rules, prefixes=("_orig_mod.",))
+FAMILY = Family("fms_llama", matches, read, write, rules, prefixes=("_orig_mod.",))

@@ -9,7 +9,7 @@ def matches(raw: dict) -> bool:
     return raw.get("model_type") == "bamba"
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "hidden_size", "bamba"), need(raw, "num_attention_heads", "bamba")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "bamba")
     eps = raw.get("rms_norm_eps", 1e-5)
@@ -48,14 +48,11 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         layers=tuple((attention if i in at else mamba, mlp) for i in range(need(raw, "num_hidden_layers", "bamba"))),
         norm=Norm("rms", eps, round_first=True),
         tied=raw.get("tie_word_embeddings", False),
-        context_length=raw.get("max_position_embeddings", 262144),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw, 262144),
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     firsts = [layer[0] for layer in config.layers]
     at = [i for i, m in enumerate(firsts) if isinstance(m, Attention)]
     attention = firsts[at[0]] if at else Attention(1, 1, config.d_model)
@@ -80,16 +77,14 @@ def from_config(config: ModelConfig) -> dict:
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.context_length,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
+        **token_settings(config),
     }
     return {**raw, **_mamba_settings(mamba, config.d_model)} if mamba else raw
 
 
 def _mamba_settings(mixer: Mamba2, width: int) -> dict:
     return {
-        "mamba_expand": mixer.d_inner / width,
+        "mamba_expand": ratio(mixer.d_inner, width),
         "mamba_n_heads": mixer.n_heads,
         "mamba_d_head": mixer.head_dim,
         "mamba_d_state": mixer.d_state,
@@ -118,4 +113,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("model.final_layernorm", "norm", config.final_norm), *head_rules(config)]
 
 
-FAMILY = Family("hf_bamba", matches, to_config, from_config, rules)
+FAMILY = Family("hf_bamba", matches, read, write, rules)

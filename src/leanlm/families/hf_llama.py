@@ -44,7 +44,7 @@ def rope_settings(rope: Rope) -> dict:
     return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "hidden_size", "llama"), need(raw, "num_attention_heads", "llama")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "llama")
     head_dim = raw.get("head_dim") or width // heads
@@ -64,14 +64,11 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         layers=(layer,) * need(raw, "num_hidden_layers", "llama"),
         norm=Norm("rms", raw.get("rms_norm_eps", 1e-6), round_first=True),
         tied=raw.get("tie_word_embeddings", False),
-        context_length=raw.get("max_position_embeddings", 2048),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw, 2048),
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     attention, mlp = config.layers[0]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -90,9 +87,7 @@ def from_config(config: ModelConfig) -> dict:
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.context_length or 2048,
         **rope_settings(attention.rope),
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
+        **token_settings(config),
     }
 
 
@@ -110,4 +105,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("model.norm", "norm", config.final_norm), *head_rules(config)]
 
 
-FAMILY = Family("hf_llama", matches, to_config, from_config, rules)
+FAMILY = Family("hf_llama", matches, read, write, rules)

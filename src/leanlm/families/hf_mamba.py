@@ -8,7 +8,7 @@ def matches(raw: dict) -> bool:
     return raw.get("model_type") == "mamba"
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width = need(raw, "hidden_size", "mamba")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "mamba")
     rank = raw.get("time_step_rank", "auto")
@@ -27,14 +27,11 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         norm=Norm("rms", raw.get("layer_norm_epsilon", 1e-5), round_first=True),
         residual_in_fp32=raw.get("residual_in_fp32", True),
         tied=raw.get("tie_word_embeddings", True),
-        context_length=raw.get("max_position_embeddings"),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw),
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     mixer = config.layers[0][0]
     return {
         "architectures": ["MambaForCausalLM"],
@@ -45,7 +42,7 @@ def from_config(config: ModelConfig) -> dict:
         "vocab_size": config.padded_vocab_size,
         "state_size": mixer.d_state,
         "conv_kernel": mixer.d_conv,
-        "expand": mixer.d_inner / config.d_model,
+        "expand": ratio(mixer.d_inner, config.d_model),
         "time_step_rank": mixer.dt_rank,
         "use_bias": mixer.bias,
         "use_conv_bias": mixer.conv_bias,
@@ -53,10 +50,7 @@ def from_config(config: ModelConfig) -> dict:
         "layer_norm_epsilon": config.norm.eps,
         "residual_in_fp32": config.residual_in_fp32,
         "tie_word_embeddings": config.tied,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
-        **({"max_position_embeddings": config.context_length} if config.context_length else {}),
+        **token_settings(config),
     }
 
 
@@ -68,4 +62,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("backbone.norm_f", "norm", config.final_norm), *head_rules(config)]
 
 
-FAMILY = Family("hf_mamba", matches, to_config, from_config, rules)
+FAMILY = Family("hf_mamba", matches, read, write, rules)

@@ -1,6 +1,6 @@
 """Cartesia's Llamba: Discrete Mamba-2 and a gated MLP per layer; block norms have eps 1e-5 whatever the config says."""
 
-from leanlm.families.family import Family, conv_rules, eos, head_rules, linear_rules, need, norm_rules, only, round_up, same
+from leanlm.families.family import Family, eos, head_rules, linear_rules, need, norm_rules, only, round_up, same
 from leanlm.model.config import DiscreteMamba2, GatedMLP, ModelConfig, Norm
 
 BLOCK_EPS = 1e-5
@@ -11,7 +11,7 @@ def matches(raw: dict) -> bool:
     return raw.get("model_type") == "llamba"
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width = need(raw, "d_model", "llamba")
     ssm, mlp = need(raw, "ssm_cfg", "llamba"), need(raw, "mlp_cfg", "llamba")
     only(mlp, "act_fn", ("silu", "swish"), "silu", "llamba")
@@ -38,20 +38,17 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         final_norm=Norm("rms", raw.get("norm_epsilon", 1e-5), round_first=True),
         tied="lm_head.weight" not in names if tied is None else tied,
         head_bias=raw.get("lm_head_bias", False),
-        context_length=raw.get("max_position_embeddings"),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw),
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     mixer, mlp = config.layers[0]
     return {
         "model_type": "llamba",
         "vocab_size": config.vocab_size,
         "tie_embeddings": config.tied,
-        "pad_vocab_size_multiple": config.padded_vocab_size if config.padded_vocab_size != config.vocab_size else 1,
+        "pad_vocab_size_multiple": padding(config),
         "lm_head_bias": config.head_bias,
         "d_model": config.d_model,
         "n_layer": len(config.layers),
@@ -80,7 +77,7 @@ def rules(config: ModelConfig):
             table += norm_rules(f"{theirs}.{norm}", f"layers.{i}.{j}.norm", config.norm)
         ours = f"layers.{i}.0.mixer"
         table += linear_rules(f"{theirs}.mixer.in_proj", f"{ours}.in_proj", mixer.bias)
-        table += conv_rules(f"{theirs}.mixer.conv1d", f"{ours}.conv", mixer.conv_bias)
+        table += linear_rules(f"{theirs}.mixer.conv1d", f"{ours}.conv", mixer.conv_bias)
         table += [] if mixer.bias else [same(f"{theirs}.mixer.z_bias", f"{ours}.z_bias")]
         table += [same(f"{theirs}.mixer.D", f"{ours}.D")]
         table += linear_rules(f"{theirs}.mixer.out_proj", f"{ours}.out_proj", mixer.bias)
@@ -89,4 +86,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("backbone.final_layernorm", "norm", config.final_norm), *head_rules(config)]
 
 
-FAMILY = Family("llamba", matches, to_config, from_config, rules)
+FAMILY = Family("llamba", matches, read, write, rules)

@@ -3,7 +3,6 @@
 from leanlm.errors import CheckpointError
 from leanlm.families.family import (
     Family,
-    conv_rules,
     eos,
     head_rules,
     linear_rules,
@@ -31,7 +30,7 @@ def padded(raw: dict, default: int) -> int:
     return round_up(raw["vocab_size"], raw.get("pad_vocab_size_multiple", default))
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, n_layer = need(raw, "d_model", "mamba_ssm"), need(raw, "n_layer", "mamba_ssm")
     ssm = raw.get("ssm_cfg") or {}
     kind = only(ssm, "layer", ("Mamba1", "Mamba2"), "Mamba1", "mamba_ssm")
@@ -49,10 +48,7 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         norm=Norm("rms" if raw.get("rms_norm", True) else "layer", EPS),
         residual_in_fp32=raw.get("residual_in_fp32", True),
         tied=raw.get("tie_embeddings", True),
-        context_length=raw.get("max_position_embeddings"),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw),
     )
 
 
@@ -99,7 +95,7 @@ def mamba2_settings(mixer: Mamba2, width: int) -> dict:
         "headdim": mixer.head_dim,
         "ngroups": mixer.n_groups,
         "d_conv": mixer.d_conv,
-        "expand": _ratio(mixer.d_inner + mixer.d_mlp, width),
+        "expand": ratio(mixer.d_inner + mixer.d_mlp, width),
         "chunk_size": mixer.chunk,
         "rmsnorm": mixer.norm,
         "norm_before_gate": mixer.norm_before_gate,
@@ -114,7 +110,7 @@ def mamba2_settings(mixer: Mamba2, width: int) -> dict:
     return settings
 
 
-def _ratio(inner: int, width: int) -> int | float:
+def ratio(inner: int, width: int) -> int | float:
     """The smallest-looking factor that int(factor * width) turns back into `inner`."""
     factor = inner / width
     if factor.is_integer():
@@ -142,7 +138,7 @@ def attention_config(cfg: dict, width: int) -> Attention:
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     firsts = [layer[0] for layer in config.layers]
     attention = [i for i, m in enumerate(firsts) if isinstance(m, Attention)]
     scan = next((m for m in firsts if not isinstance(m, Attention)), None)
@@ -157,7 +153,7 @@ def from_config(config: ModelConfig) -> dict:
         "rms_norm": config.norm.kind == "rms",
         "residual_in_fp32": config.residual_in_fp32,
         "fused_add_norm": True,
-        "pad_vocab_size_multiple": config.padded_vocab_size if config.padded_vocab_size != config.vocab_size else 1,
+        "pad_vocab_size_multiple": padding(config),
         "tie_embeddings": config.tied,
     }
     if isinstance(scan, Mamba2):
@@ -167,7 +163,7 @@ def from_config(config: ModelConfig) -> dict:
             "layer": "Mamba1",
             "d_state": scan.d_state,
             "d_conv": scan.d_conv,
-            "expand": _ratio(scan.d_inner, config.d_model),
+            "expand": ratio(scan.d_inner, config.d_model),
             "dt_rank": scan.dt_rank,
             "bias": scan.bias,
             "conv_bias": scan.conv_bias,
@@ -217,7 +213,7 @@ def attention_rules(theirs: str, ours: str, mixer: Attention):
     q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
     table = stacked_rules(f"{theirs}.in_proj", ours, {"q_proj": q, "k_proj": kv, "v_proj": kv}, mixer.qkv_bias)
     table += linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.out_bias)
-    return table + conv_rules(f"{theirs}.conv1d", f"{ours}.conv") if mixer.d_conv else table
+    return table + linear_rules(f"{theirs}.conv1d", f"{ours}.conv") if mixer.d_conv else table
 
 
-FAMILY = Family("mamba_ssm", matches, to_config, from_config, rules)
+FAMILY = Family("mamba_ssm", matches, read, write, rules)

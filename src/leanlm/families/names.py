@@ -5,16 +5,22 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from leanlm.errors import CheckpointError
 from leanlm.families.family import Rule
 
 
 def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters by name, as views of the published tensors where no rows move. Tensors that are absent are left out."""
+    """Our parameters by name, as views of the published tensors where no rows move. Tensors that are absent are left out.
+
+    Raises CheckpointError for a tensor that has not the rows to be split.
+    """
     ours = {}
     for rule in rules:
         if rule.theirs not in theirs or (rule.optional and rule.ours[0] in ours):
             continue
         tensor = theirs[rule.theirs]
+        if rule.rows and len(tensor) != sum(rule.rows):
+            raise CheckpointError(f"tensor {rule.theirs!r} has {len(tensor)} rows and should have {sum(rule.rows)}")
         parts = tensor.split(list(rule.rows)) if rule.rows else (tensor,)
         for i, (name, part) in enumerate(zip(rule.ours, parts, strict=True)):
             width = rule.interleaved[i] if rule.interleaved else 0

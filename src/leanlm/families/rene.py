@@ -1,6 +1,17 @@
 """Cartesia's Rene (cartesia_pytorch): one Mamba-2, MLP or sliding-window attention per layer, no positions, norm eps 1e-5."""
 
-from leanlm.families.family import Family, eos, head_rules, linear_rules, mamba2_rules, need, norm_rules, only, same, stacked_rules
+from leanlm.families.family import (
+    Family,
+    eos,
+    head_rules,
+    linear_rules,
+    mamba2_rules,
+    need,
+    norm_rules,
+    only,
+    same,
+    stacked_rules,
+)
 from leanlm.families.mamba_ssm import mamba2_config, mamba2_settings, padded
 from leanlm.model.config import MLP, Attention, Mamba2, ModelConfig, Norm
 
@@ -11,7 +22,7 @@ def matches(raw: dict) -> bool:
     return raw.get("model_type") == "rene"
 
 
-def to_config(raw: dict, names=frozenset()) -> ModelConfig:
+def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, n_layer = need(raw, "d_model", "rene"), need(raw, "n_layer", "rene")
     attention, mlp = set(raw.get("attn_layer_idx") or ()), set(raw.get("mlp_layer_idx") or ())
     kinds = {**{i: _mlp(raw, width) for i in mlp}, **{i: _attention(raw, width) for i in attention}}
@@ -24,10 +35,7 @@ def to_config(raw: dict, names=frozenset()) -> ModelConfig:
         layers=tuple((kinds.get(i, mamba),) for i in range(n_layer)),
         norm=Norm("rms" if raw.get("rms_norm", True) else "layer", EPS),
         tied="lm_head.weight" not in names if tied is None else tied,
-        context_length=raw.get("max_position_embeddings"),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_token_id"),
+        **tokens(raw),
     )
 
 
@@ -52,7 +60,7 @@ def _attention(raw: dict, width: int) -> Attention:
     )
 
 
-def from_config(config: ModelConfig) -> dict:
+def write(config: ModelConfig) -> dict:
     mixers = dict(enumerate(config.sublayers))
     attention = {i: m for i, m in mixers.items() if isinstance(m, Attention)}
     mlps = {i: m for i, m in mixers.items() if isinstance(m, MLP)}
@@ -63,7 +71,7 @@ def from_config(config: ModelConfig) -> dict:
         "d_model": config.d_model,
         "n_layer": len(config.layers),
         "vocab_size": config.vocab_size,
-        "pad_vocab_size_multiple": config.padded_vocab_size if config.padded_vocab_size != config.vocab_size else 1,
+        "pad_vocab_size_multiple": padding(config),
         "rms_norm": config.norm.kind == "rms",
         "residual_in_fp32": True,
         "tie_word_embeddings": config.tied,
@@ -72,9 +80,7 @@ def from_config(config: ModelConfig) -> dict:
         "ssm_cfg": mamba2_settings(mamba[0], config.d_model) if mamba else {},
         "attn_cfg": _attention_settings(next(iter(attention.values()))) if attention else {},
         "mlp_cfg": {},
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
+        **token_settings(config),
     }
     if mlps:
         first = next(iter(mlps.values()))
@@ -115,4 +121,4 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("backbone.norm_f", "norm", config.final_norm), *head_rules(config)]
 
 
-FAMILY = Family("rene", matches, to_config, from_config, rules)
+FAMILY = Family("rene", matches, read, write, rules)

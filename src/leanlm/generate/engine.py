@@ -112,7 +112,12 @@ def read_ragged(module: LanguageModel, texts: Sequence[Sequence[int]], capacity:
 
 @torch.no_grad()
 def extend(
-    module: LanguageModel, rows: Sequence[Row], sampling: Sampling, size: int, eos_ids: frozenset[int], state: State | None = None
+    module: LanguageModel,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    size: int,
+    eos_ids: frozenset[int],
+    state: State | None = None,
 ) -> Iterator[Sequence[Row]]:
     """Continue `rows`, in place, yielding them after every token, until all have ended.
 

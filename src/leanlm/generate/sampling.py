@@ -26,7 +26,9 @@ class Sampling:
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this probability; 0 or 1 is off"})
     min_p: float = field(default=0.0, metadata={"help": "keep tokens at least this likely relative to the likeliest; 0 is off"})
     repetition_penalty: float = field(default=1.0, metadata={"help": "makes tokens seen before less likely; 1 is off"})
-    do_sample: bool | None = field(default=None, metadata={"help": "draw at random, or greedily; left out: as the others imply"})
+    do_sample: bool | None = field(
+        default=None, metadata={"help": "draw at random, or greedily; left out: as the others imply"}
+    )
     compat: Literal["", "mamba_ssm"] = field(
         default="", metadata={"help": "mamba_ssm: the original's filters (its min_p too) and a batch that stops together"}
     )

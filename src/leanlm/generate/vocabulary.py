@@ -34,7 +34,7 @@ class Vocabulary:
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises UsageError naming the first id that the model has no embedding for."""
-        if ids and 0 <= min(ids) and max(ids) < self.readable:
+        if ids and min(ids) >= 0 and max(ids) < self.readable:
             return
         for place, token in enumerate(ids):
             if not 0 <= token < self.readable:

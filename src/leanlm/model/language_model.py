@@ -30,6 +30,9 @@ MIXERS = {
 }
 
 
+UNKNOWN_CONTEXT = 2048  # tokens of full attention to make room for where a config states no context length
+
+
 class Sublayer(nn.Module):
     """x + mixer(norm(x)); the sum has the dtype of x."""
 
@@ -110,10 +113,11 @@ class LanguageModel(nn.Module):
     def new_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
         """An empty state for `batch` texts on the model's device.
 
-        `capacity` is the tokens that full attention can remember (default: the model's context length). `dtype` is that of
+        `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048
+        where it is unknown). `dtype` is that of
         the recurrent states (default float32) and of keys and values (default: the model's dtype).
         """
-        capacity = capacity or self.config.context_length
+        capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
         memories = [s.mixer.new_state(batch, capacity, self.device, dtype) for s in self.sublayers()]
         return State(memories, torch.zeros(batch, dtype=torch.int64))
 

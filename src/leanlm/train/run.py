@@ -1,8 +1,8 @@
 """A run's folder: all that an exact resume needs, every checkpoint written aside and renamed when complete.
 
-    recipe.toml       the recipe as run            log.jsonl     one line per report
-    tokenizer.json    the run's own tokenizer      data/, held/  token shards
-    step-00000200/    weights, optimiser, progress model/        the finished model in its published format
+recipe.toml       the recipe as run            log.jsonl     one line per report
+tokenizer.json    the run's own tokenizer      data/, held/  token shards
+step-00000200/    weights, optimiser, progress model/        the finished model in its published format
 """
 
 import json
