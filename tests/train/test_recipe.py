@@ -21,7 +21,7 @@ def test_shipped_recipes_survive_being_stored(name, tmp_path):
         ("schedule.setps=3", "did you mean 'steps'"),
         ("schedule.steps=many", "schedule.steps: expected int"),
         ("schedule.steps=0", "at least 1"),
-        ("schedule.shape=square", "choose linear"),
+        ("schedule.shape=square", "none of .linear."),
         ("schedule", "section.key=value"),
         ("name.x=1", "not a section"),
         ("data.vocab_size=10", "need 257"),

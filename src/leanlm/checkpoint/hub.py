@@ -1,95 +1,152 @@
-"""Where a model is: a folder, the built-in one, a catalogue name, or a repository of the Hugging Face hub."""
+"""Names to folders: a local folder, the built-in model, a short name of the catalog, or a Hugging Face hub id."""
 
+import difflib
 import re
+import warnings
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors as hub_errors
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from leanlm import env
-from leanlm.checkpoint import tokenizer
-from leanlm.errors import NotFound, UsageError
+from leanlm.checkpoint.folder import CONFIG, check_folder, weight_files
+from leanlm.errors import LeanLMError, NotFound
 from leanlm.families import catalog
 
-BUILTIN = {"builtin": "float", "builtin-float": "float"}
-CONFIG_FILES = ("*.json", "*.jinja")
-WEIGHT_FILES = (("*.safetensors",), ("pytorch_model*.bin",), ("*.pt",))
+BUILTIN = ("builtin", "builtin-float")
+SIDE_FILES = (
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+TIMEOUT = 10  # seconds until the hub counts as out of reach
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def locate(path_or_name: str | Path, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder of a checkpoint, downloaded into the hub's cache where it must be.
+def resolve(path_or_name: str | Path, revision: str | None = None, offline: bool = False) -> Path:
+    """The local folder of a model, downloaded if need be (config, weights and tokenizer files only).
 
-    Takes a folder, "builtin", a name of the catalogue, or a hub id. `offline` (or HF_HUB_OFFLINE=1) uses only what is
-    already on disk. Raises NotFound in one line saying what is absent, gated or out of reach, and what to do.
+    `offline`, like HF_HUB_OFFLINE, uses only what is on disk. Raises NotFound, saying what to do, where there is none.
     """
-    name = str(path_or_name)
-    if name in BUILTIN:
-        return Path(__file__).parent.parent / "builtin" / BUILTIN[name]
-    if Path(path_or_name).exists():
-        return Path(path_or_name)
-    entry = catalog.resolve(name)
-    if entry is not None and entry.repo is None:
-        raise NotFound(f"{entry.name}: {entry.note}")
-    repo = entry.repo if entry else name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        near = catalog.nearest(name)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise NotFound(
-            f"{name}: neither a folder, nor a name of the catalogue (leanlm list), nor a hub id like owner/name{hint}"
-        )
-    return fetch(repo, revision or (entry.revision if entry else None), offline)
+    text, path = str(path_or_name), Path(path_or_name).expanduser()
+    entry = catalog.resolve(text)
+    known = entry is not None or text in BUILTIN
+    if path.is_dir() and ((path / CONFIG).exists() or not known):
+        return path
+    if text in BUILTIN:
+        return _builtin(text)
+    if entry is not None:
+        if not entry.repo:
+            raise NotFound(f"{entry.name} is not published anywhere; {entry.note}")
+        return download(entry.repo, revision or entry.revision, offline=offline)
+    if path.exists() or isinstance(path_or_name, Path) or not HUB_ID.fullmatch(text) or text.startswith("."):
+        check_folder_or_suggest(path, text)
+    return download(text, revision, offline=offline)
 
 
-def fetch(repo: str, revision: str | None = None, offline: bool = False, tokenizer_only: bool = False) -> Path:
-    """A repository's config, tokenizer and (unless `tokenizer_only`) weights, safetensors preferred, in the hub's cache."""
-    offline = offline or env.HF_HUB_OFFLINE.is_set()
+def check_folder_or_suggest(path: Path, text: str) -> None:
+    """Raises for what is neither folder nor name, with the nearest known name."""
+    if path.exists() or "/" in text:
+        check_folder(path)
+    near = difflib.get_close_matches(text.lower(), [entry.name for entry in catalog.CATALOG] + list(BUILTIN), 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "leanlm list shows the names"
+    raise NotFound(f"{text}: no such folder and no model of that name; {hint}")
+
+
+def download(repo: str, revision: str | None = None, needs: str = CONFIG, offline: bool = False) -> Path:
+    """The snapshot folder of a hub repository, from the cache where it is complete and the hub cannot be asked.
+
+    `needs` is the file without which it is of no use. Safetensors are preferred to pickles where a repository has both.
+    """
+    if offline or env.HF_HUB_OFFLINE.is_set():
+        return _cached(repo, revision, needs) or _absent(repo, revision, "is not on disk, and the hub may not be asked (offline)")
     try:
-        patterns = list(CONFIG_FILES)
-        if not tokenizer_only and not offline:
-            patterns += _weights(huggingface_hub.HfApi().list_repo_files(repo, revision=revision))
-        patterns = None if offline else patterns
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline)
-        )
-    except Exception as error:
-        raise _explained(error, repo, revision, offline) from None
+        info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
+        listing = [file.rfilename for file in info.siblings or ()]
+        wanted = [name for name in SIDE_FILES if name in listing]
+        if needs == CONFIG:
+            wanted += weight_files([name for name in listing if "/" not in name])
+        if needs not in wanted:
+            raise NotFound(f"{repo}: the repository has no {needs}; it holds no model leanlm can read")
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise NotFound(_refusal(error, repo, revision)) from None
+    except LeanLMError:
+        raise
+    except Exception as error:  # the hub library lets through whatever its network library raises, and full disks
+        return _fall_back(error, repo, revision, needs)
 
 
-def _weights(files: list[str]) -> list[str]:
-    """The patterns of the first weight format that a repository holds."""
-    for patterns in WEIGHT_FILES:
-        if any(Path(file).match(pattern) for file in files for pattern in patterns):
-            return list(patterns)
-    return []
+def _fall_back(error: Exception, repo: str, revision: str | None, needs: str) -> Path:
+    folder = _cached(repo, revision, needs)
+    reason = _refusal(error, repo, revision)
+    if folder is None:
+        raise NotFound(reason) from error
+    warnings.warn(f"{reason}; using the copy on disk", stacklevel=4)
+    return folder
 
 
-def _explained(error: Exception, repo: str, revision: str | None, offline: bool) -> Exception:
-    """The one-line NotFound for an error of the hub's library; errors it does not know come back as they are."""
-    if isinstance(error, hub_errors.HFValidationError):
-        return UsageError(f"{repo}: not a valid hub id")
-    if isinstance(error, hub_errors.GatedRepoError):
-        return NotFound(f"{repo}: gated; accept its terms on its hub page, then log in with `hf auth login` or set HF_TOKEN")
-    if isinstance(error, hub_errors.RevisionNotFoundError):
-        return NotFound(f"{repo}: has no revision {revision!r}")
-    if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return NotFound(f"{repo}: no such repository on the hub, or it is private (then log in or set HF_TOKEN)")
-    if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
-        if offline:
-            return NotFound(f"{repo}: not in the cache, and offline; run `leanlm pull {repo}` while online")
-        return NotFound(f"{repo}: not in the cache, and the hub cannot be reached; check the network")
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
-        return NotFound(f"{repo}: the hub cannot be reached or answered badly ({str(error).splitlines()[0]})")
-    return error
+def _refusal(error: Exception, repo: str, revision: str | None) -> str:
+    """One line about what the hub said, and the way out."""
+    if isinstance(error, GatedRepoError):
+        page = f"{constants.ENDPOINT}/{repo}"
+        return f"{repo}: gated; accept its terms at {page}, then log in (hf auth login) or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo}: no revision {revision!r}; leave it out, or take one of {constants.ENDPOINT}/{repo}/commits"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: no such repository on the hub; check the spelling, or log in (hf auth login) if it is private"
+    if isinstance(error, HFValidationError):
+        return f"{repo}: not a name the hub allows"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{repo}: is not on disk, and the hub may not be asked (offline)"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        way = "log in (hf auth login) or set HF_TOKEN" if status in (401, 403) else "try again later"
+        return f"{repo}: the hub answered {status}; {way}"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{repo}: cannot download from {constants.ENDPOINT} ({reason}); check the network, or give a local folder"
 
 
-def find_tokenizer(folder: Path, path_or_name: str | Path, offline: bool = False) -> tokenizer.Tokenizer | None:
-    """The tokenizer of a model: from its folder, else from the repository the catalogue names for it, else None."""
-    if found := tokenizer.from_folder(folder):
-        return found
-    entry = catalog.resolve(str(path_or_name))
-    if entry is None or entry.tokenizer_repo is None:
-        return None
+def _cached(repo: str, revision: str | None, needs: str) -> Path | None:
+    """The snapshot on disk if it has the file that is needed and, for a model, all its weights."""
     try:
-        return tokenizer.from_folder(fetch(entry.tokenizer_repo, offline=offline, tokenizer_only=True))
-    except NotFound:
+        found = huggingface_hub.try_to_load_from_cache(repo, needs, revision=revision)
+    except HFValidationError as error:
+        raise NotFound(_refusal(error, repo, revision)) from None
+    if not isinstance(found, str):
         return None
+    folder = Path(found).parent
+    complete = needs != CONFIG or _has_weights(folder)
+    return folder if complete else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether main file and all shards are there: shards are named ...-of-N and a finished download has N of them."""
+    files = weight_files([path.name for path in folder.iterdir() if path.exists()])
+    counts = [int(match[1]) for name in files if (match := re.search(r"-of-(\d+)\.", name))]
+    if files and files[0].endswith(".index.json"):
+        return bool(counts) and len(counts) == counts[0]
+    return bool(files)
+
+
+def _absent(repo: str, revision: str | None, what: str) -> Path:
+    at = f" at revision {revision}" if revision else ""
+    raise NotFound(f"{repo}{at}: {what}; fetch it once with leanlm pull {repo}")
+
+
+def _builtin(name: str) -> Path:
+    folder = Path(__file__).parent.parent / "builtin" / "float"
+    if not (folder / CONFIG).exists():
+        raise NotFound(f"{name}: this installation has no built-in model; leanlm train builtin makes one")
+    return folder

@@ -23,6 +23,8 @@ VERBS = {
     "show": ("leanlm.cli.show", "what a model is made of and what it costs"),
     "pull": ("leanlm.cli.pull", "download a model"),
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
+    "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
+    "recipe": ("leanlm.cli.recipe", "list, show or copy the recipes that come with the package"),
     "verify": ("leanlm.cli.verify", "check that a ternary checkpoint is ternary"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }

@@ -7,7 +7,6 @@ documents-00000.npy   int64 [documents, 2]: first token of the document within t
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,7 +53,7 @@ def write_shards(
     }
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    aside.replace(folder)
     return Shards(folder)
 
 

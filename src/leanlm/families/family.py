@@ -46,7 +46,7 @@ class Family:
         try:
             config = self.read(raw, names)
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-            raise CheckpointError(f"config.json: a setting of this {self.name} model has the wrong type or value ({error})") from None
+            raise CheckpointError(f"config.json: a {self.name} setting has the wrong type or value ({error})") from None
         _check(config)
         return config
 
@@ -124,6 +124,12 @@ def token_settings(config: ModelConfig, nulls: bool = True) -> dict:
     ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
     raw = {key: value for key, value in ids.items() if nulls or value is not None}
     return raw if config.context_length is None else {"max_position_embeddings": config.context_length, **raw}
+
+
+def check_heads(heads: int | None, head_dim: int, inner: int, key: str) -> None:
+    """Raises CheckpointError unless `heads`, where given, of `head_dim` make up the inner width."""
+    if heads and heads * head_dim != inner:
+        raise CheckpointError(f"config.json: {key} = {heads} heads of {head_dim} channels do not make up {inner}")
 
 
 def layers_at(raw: Mapping, key: str, n_layers: int) -> frozenset[int]:

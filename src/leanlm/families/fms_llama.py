@@ -1,22 +1,40 @@
 """IBM's Foundation-Model-Stack Llama (the Avengers' baseline): fused q|k|v and gate|up, rotary channels in pairs."""
 
-from leanlm.families.family import Family, Rule, eos, linear_rules, need, norm_rules, only, round_up, same
+from collections.abc import Collection
+
+from leanlm.families.family import (
+    Family,
+    head_rules,
+    linear_rules,
+    need,
+    norm_rules,
+    only,
+    ratio,
+    round_up,
+    same,
+    stacked_rules,
+    token_settings,
+    tokens,
+)
 from leanlm.model.config import Attention, GatedMLP, ModelConfig, Norm, Rope
 
 
 def matches(raw: dict) -> bool:
-    return {"emb_dim", "nheads", "nlayers", "src_vocab_size"} <= raw.keys()
+    return "emb_dim" in raw and bool({"nheads", "nlayers", "src_vocab_size"} & raw.keys())
 
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "emb_dim", "fms llama"), need(raw, "nheads", "fms llama")
     only(raw, "activation_fn", ("swish", "silu"), "swish", "fms llama")
+    only(raw, "ntk_scaling", (False, None), False, "fms llama")
+    only(raw, "fused_weights", (True,), True, "fms llama")
     hidden = int(raw.get("hidden_grow_factor", 8 / 3) * width)
+    pad = raw.get("pad_id")
     attention = Attention(
         n_heads=heads,
         n_kv_heads=raw.get("kvheads") or heads,
         head_dim=width // heads,
-        rope=Rope(width // heads, float(raw.get("rope_theta", raw.get("rope_base", 10000.0)))),
+        rope=Rope(width // heads, float(raw.get("rope_theta", 10000.0))),
         qkv_bias=raw.get("attn_bias", False),
         out_bias=raw.get("attn_bias", False),
     )
@@ -27,15 +45,13 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
         layers=(layer,) * need(raw, "nlayers", "fms llama"),
         norm=Norm("rms", raw.get("norm_eps", 1e-5), round_first=True),
         tied=raw.get("tie_heads", False),
-        context_length=raw.get("max_expected_seq_len", 4096),
-        bos_id=raw.get("bos_token_id"),
-        eos_ids=eos(raw),
-        pad_id=raw.get("pad_id") if (raw.get("pad_id") or -1) >= 0 else None,
+        **{**tokens(raw), "context_length": raw.get("max_expected_seq_len", 4096), "pad_id": pad if pad != -1 else None},
     )
 
 
 def write(config: ModelConfig) -> dict:
     attention, mlp = config.layers[0]
+    ids = token_settings(config, nulls=False)
     return {
         "src_vocab_size": config.padded_vocab_size,
         "emb_dim": config.d_model,
@@ -43,7 +59,7 @@ def write(config: ModelConfig) -> dict:
         "kvheads": attention.n_kv_heads,
         "nlayers": len(config.layers),
         "norm_eps": config.norm.eps,
-        "hidden_grow_factor": (mlp.d_ff + 0.5) / config.d_model,
+        "hidden_grow_factor": ratio(mlp.d_ff, config.d_model),
         "multiple_of": 1,
         "activation_fn": "swish",
         "attn_bias": attention.qkv_bias,
@@ -51,9 +67,8 @@ def write(config: ModelConfig) -> dict:
         "rope_theta": attention.rope.theta,
         "tie_heads": config.tied,
         "max_expected_seq_len": config.context_length,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
         "pad_id": -1 if config.pad_id is None else config.pad_id,
+        **{key: ids[key] for key in ("bos_token_id", "eos_token_id") if key in ids},
     }
 
 
@@ -61,21 +76,17 @@ def rules(config: ModelConfig):
     table = [same("shared.emb.weight", "embedding.weight")]
     for i, (attention, mlp) in enumerate(config.layers):
         theirs, ours = f"layers.{i}", f"layers.{i}.0"
-        width = attention.head_dim
-        rows = (attention.n_heads * width, attention.n_kv_heads * width, attention.n_kv_heads * width)
+        width, kv = attention.head_dim, attention.n_kv_heads * attention.head_dim
         table += norm_rules(f"{theirs}.ln", f"{ours}.norm", config.norm)
-        for kind in ("weight", "bias") if attention.qkv_bias else ("weight",):
-            parts = tuple(f"{ours}.mixer.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj"))
-            table.append(Rule(f"{theirs}.attn.in_proj.qkv_fused.{kind}", parts, rows, (width, width, 0)))
+        qkv = {"q_proj": attention.n_heads * width, "k_proj": kv, "v_proj": kv}
+        table += stacked_rules(f"{theirs}.attn.in_proj.qkv_fused", f"{ours}.mixer", qkv, attention.qkv_bias, (width, width, 0))
         table += linear_rules(f"{theirs}.attn.dense", f"{ours}.mixer.out_proj", attention.out_bias)
         table += norm_rules(f"{theirs}.ff_ln", f"layers.{i}.1.norm", config.norm)
-        for kind in ("weight", "bias") if mlp.bias else ("weight",):
-            parts = tuple(f"layers.{i}.1.mixer.{name}.{kind}" for name in ("gate_proj", "up_proj"))
-            table.append(Rule(f"{theirs}.ff_sub_layer.wg1_fused.{kind}", parts, (mlp.d_ff, mlp.d_ff)))
-        table += linear_rules(f"{theirs}.ff_sub_layer.w2", f"layers.{i}.1.mixer.down_proj", mlp.bias)
-    head = [same("shared.head.weight", "embedding.weight", optional=True)]
-    head = head if config.tied else linear_rules("shared.head", "head", False)
-    return [*table, *norm_rules("dec_norm", "norm", config.final_norm), *head]
+        ours = f"layers.{i}.1.mixer"
+        gated = {"gate_proj": mlp.d_ff, "up_proj": mlp.d_ff}
+        table += stacked_rules(f"{theirs}.ff_sub_layer.wg1_fused", ours, gated, mlp.bias)
+        table += linear_rules(f"{theirs}.ff_sub_layer.w2", f"{ours}.down_proj", mlp.bias)
+    return [*table, *norm_rules("dec_norm", "norm", config.final_norm), *head_rules(config, "shared.head")]
 
 
-FAMILY = Family("fms_llama", matches, read, write, rules, prefixes=("_orig_mod.",))
+FAMILY = Family("fms_llama", matches, read, write, rules, prefixes=("_orig_mod.", "module."))

@@ -1,6 +1,23 @@
 """Hugging Face `bamba`: IBM's Mamba-2 and attention hybrid with a gated MLP in every layer."""
 
-from leanlm.families.family import Family, eos, head_rules, linear_rules, mamba2_rules, need, norm_rules, number, only, same
+from collections.abc import Collection
+
+from leanlm.families.family import (
+    Family,
+    check_heads,
+    head_rules,
+    layers_at,
+    limits,
+    linear_rules,
+    mamba2_rules,
+    need,
+    norm_rules,
+    only,
+    ratio,
+    same,
+    token_settings,
+    tokens,
+)
 from leanlm.families.hf_llama import PROJECTIONS, rope_config, rope_settings
 from leanlm.model.config import Attention, GatedMLP, Mamba2, ModelConfig, Norm
 
@@ -14,18 +31,20 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
     only(raw, "hidden_act", ("silu", "swish"), "silu", "bamba")
     eps = raw.get("rms_norm_eps", 1e-5)
     inner = int(raw.get("mamba_expand", 2) * width)
-    head_dim = raw.get("mamba_d_head", "auto")
-    low, high = (number(v) for v in raw.get("time_step_limit", (0.0, float("inf"))))
+    mamba_heads, head_dim = raw.get("mamba_n_heads", 128), raw.get("mamba_d_head", "auto")
+    if head_dim != "auto":
+        check_heads(mamba_heads, head_dim, inner, "mamba_n_heads")
+    low, high = limits(raw, "time_step_limit")
     mamba = Mamba2(
         d_inner=inner,
-        head_dim=inner // raw.get("mamba_n_heads", 128) if head_dim == "auto" else head_dim,
+        head_dim=inner // mamba_heads if head_dim == "auto" else head_dim,
         d_state=raw.get("mamba_d_state", 256),
         n_groups=raw.get("mamba_n_groups", 1),
         d_conv=raw.get("mamba_d_conv", 4),
         chunk=raw.get("mamba_chunk_size", 256),
         norm_eps=eps,
         dt_min=low,
-        dt_max=None if high == float("inf") else high,
+        dt_max=high,
         bias=raw.get("mamba_proj_bias", False),
         conv_bias=raw.get("mamba_conv_bias", True),
     )
@@ -41,11 +60,12 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
         out_bias=bias,
     )
     mlp = GatedMLP(need(raw, "intermediate_size", "bamba"), raw.get("mlp_bias", False))
-    at = set(raw.get("attn_layer_indices") or ())
+    n_layers = need(raw, "num_hidden_layers", "bamba")
+    at = layers_at(raw, "attn_layer_indices", n_layers)
     return ModelConfig(
         d_model=width,
         vocab_size=need(raw, "vocab_size", "bamba"),
-        layers=tuple((attention if i in at else mamba, mlp) for i in range(need(raw, "num_hidden_layers", "bamba"))),
+        layers=tuple((attention if i in at else mamba, mlp) for i in range(n_layers)),
         norm=Norm("rms", eps, round_first=True),
         tied=raw.get("tie_word_embeddings", False),
         **tokens(raw, 262144),
@@ -76,7 +96,6 @@ def write(config: ModelConfig) -> dict:
         "attention_bias": attention.qkv_bias,
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.context_length,
         **token_settings(config),
     }
     return {**raw, **_mamba_settings(mamba, config.d_model)} if mamba else raw

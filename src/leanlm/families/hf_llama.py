@@ -1,19 +1,31 @@
 """Hugging Face `llama`: Llama-3, and the FloatLM and TriLM sizes of the Spectra suite."""
 
+from collections.abc import Collection
+
 from leanlm.errors import CheckpointError
-from leanlm.families.family import Family, eos, head_rules, linear_rules, need, norm_rules, only, same
+from leanlm.families.family import (
+    Family,
+    head_rules,
+    linear_rules,
+    need,
+    norm_rules,
+    only,
+    same,
+    token_settings,
+    tokens,
+)
 from leanlm.model.config import Attention, GatedMLP, Llama3Scaling, ModelConfig, Norm, Rope
 
 PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
 
 
 def matches(raw: dict) -> bool:
-    return raw.get("model_type") == "llama" and "LlamaForCausalLM" in raw.get("architectures", ["LlamaForCausalLM"])
+    return raw.get("model_type") == "llama"
 
 
 def rope_config(raw: dict, head_dim: int, family: str) -> Rope:
     """Rotary settings from the keys of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
-    settings = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {})}
+    settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(settings.get("rope_theta", raw.get("rope_theta", 10000.0)))
     share = settings.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     kind = settings.get("rope_type", settings.get("type", "default"))
@@ -47,6 +59,7 @@ def rope_settings(rope: Rope) -> dict:
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "hidden_size", "llama"), need(raw, "num_attention_heads", "llama")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "llama")
+    only(raw, "architectures", (["LlamaForCausalLM"], None), None, "llama")
     head_dim = raw.get("head_dim") or width // heads
     bias = raw.get("attention_bias", False)
     attention = Attention(
@@ -85,7 +98,6 @@ def write(config: ModelConfig) -> dict:
         "attention_bias": attention.qkv_bias,
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.context_length or 2048,
         **rope_settings(attention.rope),
         **token_settings(config),
     }

@@ -1,6 +1,19 @@
 """Hugging Face `mamba`: Mamba-1, TRI's Mamba-7B among them."""
 
-from leanlm.families.family import Family, eos, head_rules, mamba1_rules, need, norm_rules, only, same
+from collections.abc import Collection
+
+from leanlm.families.family import (
+    Family,
+    head_rules,
+    mamba1_rules,
+    need,
+    norm_rules,
+    only,
+    ratio,
+    same,
+    token_settings,
+    tokens,
+)
 from leanlm.model.config import Mamba1, ModelConfig, Norm
 
 

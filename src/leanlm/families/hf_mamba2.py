@@ -1,6 +1,21 @@
 """Hugging Face `mamba2`."""
 
-from leanlm.families.family import Family, eos, head_rules, mamba2_rules, need, norm_rules, number, only, same
+from collections.abc import Collection
+
+from leanlm.families.family import (
+    Family,
+    check_heads,
+    head_rules,
+    limits,
+    mamba2_rules,
+    need,
+    norm_rules,
+    only,
+    ratio,
+    same,
+    token_settings,
+    tokens,
+)
 from leanlm.model.config import Mamba2, ModelConfig, Norm
 
 
@@ -12,11 +27,10 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width = need(raw, "hidden_size", "mamba2")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "mamba2")
     eps = raw.get("layer_norm_epsilon", 1e-5)
-    low, high = (number(v) for v in raw.get("time_step_limit", (0.0, float("inf"))))
+    low, high = limits(raw, "time_step_limit")
     inner = int(raw.get("expand", 2) * width)
     head_dim = raw.get("head_dim", 64)
-    if raw.get("num_heads"):
-        only({"num_heads x head_dim": raw["num_heads"] * head_dim}, "num_heads x head_dim", (inner,), inner, "mamba2")
+    check_heads(raw.get("num_heads"), head_dim, inner, "num_heads")
     mixer = Mamba2(
         d_inner=inner,
         head_dim=head_dim,
@@ -26,7 +40,7 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
         chunk=raw.get("chunk_size", 256),
         norm_eps=eps,
         dt_min=low,
-        dt_max=None if high == float("inf") else high,
+        dt_max=high,
         bias=raw.get("use_bias", False),
         conv_bias=raw.get("use_conv_bias", True),
     )

@@ -1,6 +1,21 @@
 """Cartesia's Llamba: Discrete Mamba-2 and a gated MLP per layer; block norms have eps 1e-5 whatever the config says."""
 
-from leanlm.families.family import Family, eos, head_rules, linear_rules, need, norm_rules, only, round_up, same
+from collections.abc import Collection
+
+from leanlm.families.family import (
+    Family,
+    head_rules,
+    linear_rules,
+    need,
+    norm_rules,
+    only,
+    padding,
+    ratio,
+    round_up,
+    same,
+    token_settings,
+    tokens,
+)
 from leanlm.model.config import DiscreteMamba2, GatedMLP, ModelConfig, Norm
 
 BLOCK_EPS = 1e-5
@@ -59,13 +74,14 @@ def write(config: ModelConfig) -> dict:
             "d_state": mixer.d_state,
             "n_v_heads": mixer.n_v_heads,
             "n_qk_heads": mixer.n_qk_heads,
-            "expand": mixer.d_inner // config.d_model,
+            "expand": ratio(mixer.d_inner, config.d_model),
             "d_conv": mixer.d_conv,
             "chunk_size": mixer.chunk,
             "activation": mixer.conv_activation,
             "bias": mixer.bias,
             "conv_bias": mixer.conv_bias,
         },
+        **token_settings(config, nulls=False),
     }
 
 

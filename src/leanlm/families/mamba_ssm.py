@@ -1,20 +1,26 @@
 """The state-spaces format (mamba_ssm's MambaConfig): Mamba-1, Mamba-2, and hybrids with attention and gated MLPs."""
 
+from collections.abc import Collection
+
 from leanlm.errors import CheckpointError
 from leanlm.families.family import (
     Family,
-    eos,
     head_rules,
+    layers_at,
+    limits,
     linear_rules,
     mamba1_rules,
     mamba2_rules,
     need,
     norm_rules,
-    number,
     only,
+    padding,
+    ratio,
     round_up,
     same,
     stacked_rules,
+    token_settings,
+    tokens,
 )
 from leanlm.model.config import Attention, GatedMLP, Mamba1, Mamba2, ModelConfig, Norm, Rope
 
@@ -23,11 +29,12 @@ MLP_MULTIPLE = 128  # mamba_ssm's GatedMLP rounds its width up to this
 
 
 def matches(raw: dict) -> bool:
-    return "model_type" not in raw and {"d_model", "n_layer", "vocab_size"} <= raw.keys() and "params" not in raw
+    return "model_type" not in raw and ("ssm_cfg" in raw or {"d_model", "n_layer"} <= raw.keys())
 
 
 def padded(raw: dict, default: int) -> int:
-    return round_up(raw["vocab_size"], raw.get("pad_vocab_size_multiple", default))
+    """Rows of the embedding: the vocabulary rounded up."""
+    return round_up(raw["vocab_size"], raw.get("pad_vocab_size_multiple") or default)
 
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
@@ -35,7 +42,7 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
     ssm = raw.get("ssm_cfg") or {}
     kind = only(ssm, "layer", ("Mamba1", "Mamba2"), "Mamba1", "mamba_ssm")
     mixer = mamba2_config(ssm, width, "mamba_ssm") if kind == "Mamba2" else mamba1_config(ssm, width)
-    attention_at = set(raw.get("attn_layer_idx") or ())
+    attention_at = layers_at(raw, "attn_layer_idx", n_layer)
     attention = attention_config(raw.get("attn_cfg") or {}, width) if attention_at else None
     extra = ()
     if raw.get("d_intermediate"):
@@ -69,7 +76,7 @@ def mamba2_config(ssm: dict, width: int, family: str) -> Mamba2:
     only(ssm, "activation", ("silu", "swish"), "swish", family)
     inner = int(ssm.get("expand", 2) * width)
     d_ssm = ssm.get("d_ssm") or inner
-    low, high = (number(v) for v in ssm.get("dt_limit", (0.0, float("inf"))))
+    low, high = limits(ssm, "dt_limit")
     return Mamba2(
         d_inner=d_ssm,
         head_dim=ssm.get("headdim", 64),
@@ -81,7 +88,7 @@ def mamba2_config(ssm: dict, width: int, family: str) -> Mamba2:
         norm=ssm.get("rmsnorm", True),
         norm_before_gate=ssm.get("norm_before_gate", False),
         dt_min=low,
-        dt_max=None if high == float("inf") else high,
+        dt_max=high,
         d_per_channel=ssm.get("D_has_hdim", False),
         bias=ssm.get("bias", False),
         conv_bias=ssm.get("conv_bias", True),
@@ -108,14 +115,6 @@ def mamba2_settings(mixer: Mamba2, width: int) -> dict:
     if mixer.dt_min or mixer.dt_max is not None:
         settings["dt_limit"] = [mixer.dt_min, float("inf") if mixer.dt_max is None else mixer.dt_max]
     return settings
-
-
-def ratio(inner: int, width: int) -> int | float:
-    """The smallest-looking factor that int(factor * width) turns back into `inner`."""
-    factor = inner / width
-    if factor.is_integer():
-        return int(factor)
-    return factor if int(factor * width) == inner else (inner + 0.5) / width
 
 
 def attention_config(cfg: dict, width: int) -> Attention:
@@ -155,6 +154,7 @@ def write(config: ModelConfig) -> dict:
         "fused_add_norm": True,
         "pad_vocab_size_multiple": padding(config),
         "tie_embeddings": config.tied,
+        **token_settings(config, nulls=False),
     }
     if isinstance(scan, Mamba2):
         raw["ssm_cfg"] = {"layer": "Mamba2", **mamba2_settings(scan, config.d_model)}
@@ -213,7 +213,7 @@ def attention_rules(theirs: str, ours: str, mixer: Attention):
     q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
     table = stacked_rules(f"{theirs}.in_proj", ours, {"q_proj": q, "k_proj": kv, "v_proj": kv}, mixer.qkv_bias)
     table += linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.out_bias)
-    return table + linear_rules(f"{theirs}.conv1d", f"{ours}.conv") if mixer.d_conv else table
+    return table + linear_rules(f"{theirs}.conv1d", f"{ours}.conv", True) if mixer.d_conv else table
 
 
 FAMILY = Family("mamba_ssm", matches, read, write, rules)

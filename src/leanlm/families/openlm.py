@@ -1,4 +1,6 @@
-"""OpenLM training checkpoints of Mamba: mamba_ssm's names inside a wrapper, and a config of three numbers."""
+"""OpenLM training checkpoints of Mamba: mamba_ssm's names inside a wrapper, and a config of four numbers."""
+
+from collections.abc import Collection
 
 from leanlm.families import mamba_ssm
 from leanlm.families.family import Family
@@ -6,18 +8,20 @@ from leanlm.model.config import ModelConfig
 
 
 def matches(raw: dict) -> bool:
-    """OpenLM's model json: d_model, n_layer, vocab_size and a seq_len that mamba_ssm does not have."""
-    return "model_type" not in raw and "seq_len" in raw and {"d_model", "n_layer", "vocab_size"} <= raw.keys()
+    """OpenLM's model json has a seq_len, which mamba_ssm's has not, and d_model, which OpenLM's transformers do not have."""
+    return "model_type" not in raw and {"seq_len", "d_model"} <= raw.keys()
 
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
-    """Settings the json leaves out are those of the published weights (RMS norm, float32 stream), not of the old class."""
-    known = {"tie_embeddings": not any(n.endswith("lm_head.weight") for n in names)} if names else {}
-    return mamba_ssm.to_config({**known, **raw, "max_position_embeddings": raw.get("seq_len")}, names)
+    """Settings that the json leaves out are those of the published weights: RMS norm, float32 stream, tied head."""
+    return mamba_ssm.read(
+        {**raw, "max_position_embeddings": raw["seq_len"], "n_layer": raw.get("n_layer", raw.get("n_layers"))}, names
+    )
 
 
 def write(config: ModelConfig) -> dict:
-    return {**mamba_ssm.from_config(config), "seq_len": config.context_length or 2048}
+    raw = mamba_ssm.write(config)
+    return {**raw, "seq_len": raw.pop("max_position_embeddings", None)}
 
 
-FAMILY = Family("openlm", matches, read, write, mamba_ssm.rules, prefixes=("module.", "model."))
+FAMILY = Family("openlm", matches, read, write, mamba_ssm.rules, prefixes=("module.", "_orig_mod.", "model."))

@@ -1,16 +1,22 @@
 """Cartesia's Rene (cartesia_pytorch): one Mamba-2, MLP or sliding-window attention per layer, no positions, norm eps 1e-5."""
 
+from collections.abc import Collection
+
 from leanlm.families.family import (
     Family,
-    eos,
     head_rules,
+    layers_at,
     linear_rules,
     mamba2_rules,
     need,
     norm_rules,
     only,
+    padding,
+    ratio,
     same,
     stacked_rules,
+    token_settings,
+    tokens,
 )
 from leanlm.families.mamba_ssm import mamba2_config, mamba2_settings, padded
 from leanlm.model.config import MLP, Attention, Mamba2, ModelConfig, Norm
@@ -24,7 +30,7 @@ def matches(raw: dict) -> bool:
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, n_layer = need(raw, "d_model", "rene"), need(raw, "n_layer", "rene")
-    attention, mlp = set(raw.get("attn_layer_idx") or ()), set(raw.get("mlp_layer_idx") or ())
+    attention, mlp = layers_at(raw, "attn_layer_idx", n_layer), layers_at(raw, "mlp_layer_idx", n_layer)
     kinds = {**{i: _mlp(raw, width) for i in mlp}, **{i: _attention(raw, width) for i in attention}}
     mamba = mamba2_config(raw.get("ssm_cfg") or {}, width, "rene")
     tied = raw.get("tie_word_embeddings")
@@ -84,9 +90,7 @@ def write(config: ModelConfig) -> dict:
     }
     if mlps:
         first = next(iter(mlps.values()))
-        raw["mlp_cfg"] = {"expand": first.d_ff / config.d_model, "bias": first.bias}
-    if config.context_length:
-        raw["max_position_embeddings"] = config.context_length
+        raw["mlp_cfg"] = {"expand": ratio(first.d_ff, config.d_model), "bias": first.bias}
     return raw
 
 

@@ -18,6 +18,7 @@ from leanlm.errors import CheckFailed, UsageError
 from leanlm.generate import filters
 from leanlm.generate.sampling import Sampling
 from leanlm.generate.stopping import TextStream
+from leanlm.generate.vocabulary import Vocabulary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
 
@@ -114,27 +115,22 @@ def read_ragged(module: LanguageModel, texts: Sequence[Sequence[int]], capacity:
 def extend(
     module: LanguageModel,
     rows: Sequence[Row],
+    state: State,
+    logits: Tensor,
     sampling: Sampling,
     size: int,
     eos_ids: frozenset[int],
-    state: State | None = None,
 ) -> Iterator[Sequence[Row]]:
-    """Continue `rows`, in place, yielding them after every token, until all have ended.
+    """Continue `rows`, in place, from `state` and its newest `logits` [B, V]; yields them after every token until all ended.
 
-    Only the first `size` ids are produced. `state` is continued (its rows have equally much unread), or made. When `extend`
-    yields, the state has read everything but each row's newest token. A row that has ended is still computed, so that the
-    others do not change, but gets no tokens. Raises CheckFailed when logits are not finite.
+    Only the first `size` ids are produced. When `extend` yields, the state has read everything but each row's newest token.
+    A row that has ended is still computed, so that the others do not change, but gets no tokens. Raises CheckFailed when
+    logits are not finite.
     """
-    if not all(row.limit for row in rows):
-        return
-    texts = [row.unread for row in rows]
-    if state is None:
-        state, logits = read_ragged(module, texts, max(map(len, texts)) + max(row.limit for row in rows))
-    else:
-        logits = read(module, texts, state)
     seen = filters.mark([row.seen for row in rows], size, logits.device) if sampling.repetition_penalty != 1 else None
     warn_past_context = context_warning(module.config.context_length)
     while True:
+        warn_past_context(state)
         logits = logits[:, :size]
         check_finite(logits, rows)
         tokens = filters.choose(logits, seen, sampling, [row.generator for row in rows])
@@ -150,7 +146,6 @@ def extend(
         if seen is not None:
             seen.scatter_(1, column, True)
         logits = module(column, state, last_only=True)[:, -1]
-        warn_past_context(state)
 
 
 def end_together(rows: Sequence[Row], eos_ids: frozenset[int]) -> None:
@@ -186,31 +181,46 @@ def context_warning(context: int | None) -> Callable[[State], None]:
 
 
 class Generation:
-    """A batch being continued: iterate for the new piece of the only row, or call `finish`; then read what came of it.
+    """A batch being continued: iterate for the pieces of its only row, or call `finish`; then read what came of it.
 
-    `prompt_seconds` is the time to each row's first token, `decode_seconds` that of all later ones; `state_bytes` the size
-    of the state of all rows.
+    `prompt_seconds` is the time to the first token of every row, `decode_seconds` that of all later ones, `state_bytes` the
+    size of the state of all rows.
     """
 
-    def __init__(self, module: LanguageModel, rows: Sequence[Row], sampling: Sampling, size: int, eos_ids: frozenset[int]):
-        self.module, self.rows, self.sampling, self.size, self.eos_ids = module, rows, sampling, size, eos_ids
+    def __init__(self, module: LanguageModel, rows: Sequence[Row], sampling: Sampling, vocabulary: Vocabulary):
+        self.module, self.rows, self.sampling, self.vocabulary = module, list(rows), sampling, vocabulary
         self.prompt_seconds = self.decode_seconds = 0.0
+        self.state_bytes = 0
 
     def steps(self) -> Iterator[Sequence[Row]]:
-        """The rows after every step. The last step shows all that was held back."""
-        began = time.perf_counter()
-        for rows in extend(self.module, self.rows, self.sampling, self.size, self.eos_ids):
-            now = time.perf_counter()
-            if not self.prompt_seconds:
-                self.prompt_seconds = now - began
-            self.decode_seconds = now - began - self.prompt_seconds
+        """The rows after every step. The last piece of a row that has ended shows all that was held back."""
+        if not all(row.limit for row in self.rows):
+            return
+        steps = self._start()
+        while True:
+            began = time.perf_counter()
+            rows = next(steps, None)
+            took = time.perf_counter() - began
+            if rows is None:
+                return
+            if self.prompt_seconds:
+                self.decode_seconds += took
+            else:
+                self.prompt_seconds = took
             for row in rows:
-                if row.finish and row.stream:
+                if row.finish:
                     row.flush()
             yield rows
 
+    def _start(self) -> Iterator[Sequence[Row]]:
+        texts = [row.unread for row in self.rows]
+        state, logits = read_ragged(self.module, texts, max(map(len, texts)) + max(row.limit for row in self.rows))
+        self.state_bytes = state.nbytes
+        v = self.vocabulary
+        yield from extend(self.module, self.rows, state, logits, self.sampling, v.size, v.eos_ids)
+
     def __iter__(self) -> Iterator[str] | Iterator[list[int]]:
-        """The pieces of text of one row, or where it has no text its new ids one by one in lists."""
+        """The pieces of text of the only row; without a tokenizer its new ids, in lists."""
         if len(self.rows) != 1:
             raise UsageError(f"streaming takes one prompt, not {len(self.rows)}")
         return self._pieces()

@@ -113,9 +113,8 @@ class LanguageModel(nn.Module):
     def new_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
         """An empty state for `batch` texts on the model's device.
 
-        `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048
-        where it is unknown). `dtype` is that of
-        the recurrent states (default float32) and of keys and values (default: the model's dtype).
+        `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048 where it is
+        unknown). `dtype` is that of the recurrent states (default float32) and of keys and values (default: the model's).
         """
         capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
         memories = [s.mixer.new_state(batch, capacity, self.device, dtype) for s in self.sublayers()]

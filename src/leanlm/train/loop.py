@@ -1,7 +1,6 @@
 """The training loop: one visible function. Data in, loss, step, report; checkpoints and validation at their times."""
 
 import hashlib
-import os
 import signal
 import threading
 import time
@@ -40,6 +39,7 @@ class Report:
     steps: int
     loss: float | None = None  # nats per token
     lr: float | None = None
+    tokens: int | None = None  # in the step
     grad_norm: float | None = None
     tokens_per_second: float | None = None
     bits_per_byte: float | None = None  # held-out
@@ -76,7 +76,7 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
             bpb = None
             if progress.step % keep.validate == 0 and held is not None:
                 bpb = validate(module, held, keep.validate_bytes).bits_per_byte
-            record = Report(progress.step, schedule.steps, loss, lr, norm, rate, bpb)
+            record = Report(progress.step, schedule.steps, loss, lr, batch.tokens.numel(), norm, rate, bpb)
             run.log(folder, {k: v for k, v in asdict(record).items() if v not in (None, "")})
             report(record)
             if progress.step % keep.checkpoint == 0 or progress.step == schedule.steps or stopped.is_set():
@@ -135,7 +135,7 @@ def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> t
         report(Report(0, recipe.schedule.steps, note=f"reading {len(learned)} documents, {size / 1e6:.1f} MB"))
         bpe = train_bpe((d.text for d in learned), recipe.data.vocab_size)
         bpe.save(str(path.with_suffix(".partial")))
-        os.replace(path.with_suffix(".partial"), path)
+        path.with_suffix(".partial").replace(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         for target, texts in ((held, kept), (data, learned)):
             encode = lambda text: bpe.encode(text).ids  # noqa: E731
@@ -164,8 +164,9 @@ def validate(module: LanguageModel, held: Shards, most_bytes: int | None = None)
 
 
 def finish(recipe, folder, module, tokenizer, held, progress, report) -> Path:
-    """Write the finished model as its family publishes it and report its loss on all held-out text."""
+    """Write the finished model as its family publishes it, and report its loss, as written, on all held-out text."""
     raw = {**families.get(recipe.model.family).from_config(module.config), "eos_token_id": 0, "bos_token_id": 0}
+    module.to(getattr(torch, recipe.keep.dtype))
     save_module(folder / "model", module, families.get(recipe.model.family), raw=raw, tokenizer=tokenizer)
     bpb = validate(module, held).bits_per_byte if held is not None else None
     record = Report(progress.step, recipe.schedule.steps, bits_per_byte=bpb, note=f"finished: {folder / 'model'}")

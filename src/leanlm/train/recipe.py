@@ -4,6 +4,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from leanlm.errors import CheckpointError, NotFound, UsageError
 from leanlm.model.config import from_dict
@@ -49,7 +50,7 @@ class Schedule:
     steps: int
     batch: int
     warmup: int = 100
-    shape: str = "linear"  # linear, cosine or constant
+    shape: Literal["linear", "cosine", "constant"] = "linear"
     final: float = 0.0
 
 
@@ -61,6 +62,7 @@ class Keep:
     last: int = 2
     validate: int = 200
     validate_bytes: int = 200_000  # of held-out text at a time; the end of the run reads all of it
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the finished model's file
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,6 @@ def _check(recipe: Recipe) -> None:
     ):
         if value < 1:
             raise UsageError(f"{recipe.name}: {path} = {value}; it must be at least 1")
-    if recipe.schedule.shape not in ("linear", "cosine", "constant"):
-        raise UsageError(f"{recipe.name}: schedule.shape = {recipe.schedule.shape!r}; choose linear, cosine or constant")
     if recipe.data.vocab_size < 257:
         raise UsageError(f"{recipe.name}: data.vocab_size = {recipe.data.vocab_size}; end of text and 256 bytes need 257")
 

@@ -6,7 +6,6 @@ step-00000200/    weights, optimiser, progress model/        the finished model 
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, prog
         torch.save(optimiser.state_dict(), aside / "optimiser.pt")
         (aside / "progress.json").write_text(json.dumps(asdict(progress)))
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
+        aside.replace(final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -1,0 +1,54 @@
+"""leanlm list: the models known by name and what they cost."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+from leanlm.cli import sizes
+
+COLUMNS = ("name", "parameters", "bits", "weight_bytes", "state_bytes", "licence", "repo")
+
+
+@dataclass(frozen=True)
+class Command:
+    """List the models known by name: parameters, bits of a weight, bytes of weights and of one text's state, licence, hub id."""
+
+    all: bool = False
+    """Also models that were announced and never released, with how to make them."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(command: Command) -> None:
+    from leanlm.families import catalog
+
+    rows = [row(entry) for entry in catalog.entries() if entry.repo or command.all]
+    if command.json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "parameters", "bits", "weights", "state", "licence", "hub id", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for known in rows:
+        table.add_row(*cells(known))
+    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+
+
+def row(entry) -> dict:
+    """The entry's figures; `note` says what of them is not from the published files."""
+    return {name: getattr(entry, name) for name in (*COLUMNS, "note")}
+
+
+def cells(row: dict) -> list[str]:
+    return [
+        row["name"],
+        sizes.count(row["parameters"]),
+        f"{row['bits']:g}",
+        sizes.size(row["weight_bytes"]),
+        sizes.size(row["state_bytes"]),
+        row["licence"],
+        row["repo"] or row["note"],
+    ]

@@ -1,0 +1,213 @@
+"""leanlm show MODEL: what a model is made of, what it costs, what is missing or odd. Loads no torch, save for pickled weights."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+from leanlm import families
+from leanlm.checkpoint import hub
+from leanlm.checkpoint.folder import CONFIG, find_weights, read_config, read_json
+from leanlm.checkpoint.tokenizer import MAIN
+from leanlm.cli import sizes
+from leanlm.errors import CheckpointError, LeanLMError, NotFound
+from leanlm.families import catalog
+from leanlm.model import cost
+from leanlm.model.config import ModelConfig
+
+BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+
+
+@dataclass(frozen=True)
+class Command:
+    """Show a model's layers, parameters, bytes of weights and of state, context, tokenizer, and what is missing or odd."""
+
+    model: tyro.conf.Positional[str]
+    """A folder, a name from `leanlm list`, or a hub id that was pulled."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    json: bool = False
+    """Print JSON."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors writes it
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
+def run(command: Command) -> None:
+    entry = catalog.resolve(command.model)
+    try:
+        folder = hub.resolve(command.model, revision=command.revision, offline=True)
+    except NotFound:
+        if entry is None or command.revision:
+            raise
+        found = of_entry(entry)
+    else:
+        found = of_folder(folder, entry)
+    found = {"name": entry.name if entry else command.model, **found}
+    print(json.dumps(found, indent=2) if command.json else text(found))
+
+
+def of_entry(entry) -> dict:
+    """What the catalogue knows of a model that is not on disk."""
+    odd = [entry.note] if entry.note else []
+    where = f"not on disk; these are the catalogue's figures (leanlm pull {entry.name})" if entry.repo else "not released"
+    return {
+        "source": where,
+        "repo": entry.repo,
+        "licence": entry.licence,
+        **of_config(entry.family, entry.model, 2),
+        "weight_bytes": entry.weight_bytes,
+        "dtypes": {},
+        "tokenizer": entry.tokenizer_repo or entry.repo,
+        "odd": odd,
+    }
+
+
+def of_folder(folder: Path, entry=None) -> dict:
+    raw = read_config(folder)
+    family = families.find(raw)
+    odd: list[str] = []
+    try:
+        stored = tensors(folder)
+    except CheckpointError as error:
+        odd.append(str(error))
+        stored = {}
+    names = {plain(name, family.prefixes): tensor for name, tensor in stored.items()}
+    config = translated(family, raw, names)
+    if names:
+        odd += differences(family, config, names)
+    dtypes: dict[str, int] = {}
+    for tensor in stored.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numbers
+    width = BYTES.get(max(dtypes, key=dtypes.get), 2) if dtypes else 2
+    tokenizer = MAIN if (folder / MAIN).exists() else entry.tokenizer_repo if entry else None
+    if tokenizer is None:
+        odd.append("no tokenizer: text needs --tokenizer FILE, or give token ids")
+    return {
+        "source": str(folder),
+        "repo": entry.repo if entry else None,
+        "licence": entry.licence if entry else None,
+        **of_config(family.name, config, width),
+        "weight_bytes": sum(tensor.numbers * BYTES.get(tensor.dtype, 4) for tensor in stored.values()) or None,
+        "dtypes": dtypes,
+        "tokenizer": tokenizer,
+        "odd": odd,
+    }
+
+
+def of_config(family: str, config: ModelConfig, dtype_bytes: int) -> dict:
+    return {
+        "family": family,
+        "layers": sizes.layers(config),
+        "sublayers": sizes.settings(config),
+        "width": config.d_model,
+        "vocabulary": config.vocab_size,
+        "padded_vocabulary": config.padded_vocab_size,
+        "tied": config.tied,
+        "context": config.context_length,
+        "parameters": cost.parameters(config),
+        "state_bytes": cost.state_bytes(config, dtype_bytes=dtype_bytes),
+        "state_is_constant": config.bounded,
+    }
+
+
+def translated(family, raw: dict, names: Mapping[str, Stored]) -> ModelConfig:
+    try:
+        return family.to_config(raw, frozenset(names))
+    except LeanLMError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise CheckpointError(f"{CONFIG}: a setting has the wrong type or value ({error})") from None
+
+
+def tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's weights, from the headers of the files alone where they are safetensors."""
+    main = find_weights(folder)
+    if main.suffix == ".json":
+        files = {folder / Path(str(shard)).name for shard in read_json(main).get("weight_map", {}).values()}
+    else:
+        files = {main}
+    if any(file.suffix != ".safetensors" for file in files):
+        return pickled(folder)
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for file in sorted(files):
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    part = opened.get_slice(name)
+                    found[name] = Stored(tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: missing, damaged or cut short ({str(error).splitlines()[0]})") from None
+    return found
+
+
+def pickled(folder: Path) -> dict[str, Stored]:
+    from leanlm.checkpoint.weights import Weights
+
+    short = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+    weights = Weights(folder)
+    return {n: Stored(tuple(t.shape), short.get(str(t.dtype).removeprefix("torch."), str(t.dtype))) for n, t in weights.items()}
+
+
+def plain(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def differences(family, config: ModelConfig, names: Mapping[str, Stored]) -> list[str]:
+    """Where the tensors in the files are not those that config.json asks for."""
+    rules = family.rules(config)
+    missing = [rule.theirs for rule in rules if not rule.optional and rule.theirs not in names]
+    unread = sorted(names.keys() - {rule.theirs for rule in rules})
+    held = sum(names[rule.theirs].numbers for rule in rules if not rule.optional and rule.theirs in names)
+    asked = cost.parameters(config)
+    odd = [f"{len(group)} tensors {what}: {some(group)}" for what, group in (("missing", missing), ("unread", unread)) if group]
+    if not missing and held != asked:
+        odd.append(f"the weights hold {held:,} numbers and {CONFIG} asks for {asked:,}")
+    return odd
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def text(found: dict) -> str:
+    """The findings as aligned lines."""
+    stored = ", ".join(f"{sizes.count(n)} {dtype}" for dtype, n in found["dtypes"].items())
+    weights = sizes.size(found["weight_bytes"]) if found["weight_bytes"] else "none"
+    state = "however long the text" if found["state_is_constant"] else "with room for the whole context"
+    padded = f", padded to {found['padded_vocabulary']}" if found["padded_vocabulary"] != found["vocabulary"] else ""
+    lines = [
+        ("model", found["name"]),
+        ("source", found["source"]),
+        ("hub id", found["repo"]),
+        ("licence", found["licence"]),
+        ("family", found["family"]),
+        ("layers", found["layers"]),
+        *((f"  {name}", values) for name, values in found["sublayers"].items()),
+        ("width", found["width"]),
+        ("vocabulary", f"{found['vocabulary']}{padded}, head {'tied' if found['tied'] else 'untied'}"),
+        ("context", found["context"] or "unknown"),
+        ("parameters", f"{sizes.count(found['parameters'])} ({found['parameters']:,})"),
+        ("weights", f"{weights} ({stored})" if stored else weights),
+        ("state", f"{sizes.size(found['state_bytes'])} per text, {state}"),
+        ("tokenizer", found["tokenizer"] or "none"),
+        *(("odd", problem) for problem in found["odd"]),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in lines if value is not None)
