@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from leanlm.errors import CheckpointError, NotFound
+from leanlm.errors import CheckpointError, LeanLMError, NotFound
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,6 +29,17 @@ def read_config(folder: Path) -> dict:
         what = f"no {CONFIG}" if any(folder.iterdir()) else "the folder is empty"
         raise CheckpointError(f"{folder}: {what}; a checkpoint is a folder with {CONFIG} and its weights")
     return read_json(path)
+
+
+@contextmanager
+def translating(folder: Path) -> Iterator[None]:
+    """Around a family's reading of the folder's config: whatever is wrong in it becomes a CheckpointError naming the folder."""
+    try:
+        yield
+    except LeanLMError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: a setting has the wrong type or value ({error})") from None
 
 
 def read_json(path: Path) -> dict:

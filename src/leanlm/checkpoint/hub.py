@@ -2,7 +2,10 @@
 
 import difflib
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from leanlm import env
 from leanlm.checkpoint.folder import CONFIG, check_folder, weight_files
@@ -48,18 +52,13 @@ def resolve(path_or_name: str | Path, revision: str | None = None, offline: bool
         return _builtin(text)
     if entry is not None:
         if not entry.repo:
-            raise NotFound(f"{entry.name} is not published anywhere; {entry.note}")
+            raise NotFound(f"{entry.name}: {entry.note}")
         return download(entry.repo, revision or entry.revision, offline=offline)
-    if path.exists() or isinstance(path_or_name, Path) or not HUB_ID.fullmatch(text) or text.startswith("."):
-        check_folder_or_suggest(path, text)
-    return download(text, revision, offline=offline)
-
-
-def check_folder_or_suggest(path: Path, text: str) -> None:
-    """Raises for what is neither folder nor name, with the nearest known name."""
+    if not path.exists() and HUB_ID.fullmatch(text) and not text.startswith("."):
+        return download(text, revision, offline=offline)
     if path.exists() or "/" in text:
         check_folder(path)
-    near = difflib.get_close_matches(text.lower(), [entry.name for entry in catalog.CATALOG] + list(BUILTIN), 1, 0.5)
+    near = difflib.get_close_matches(text.lower(), [*(entry.name for entry in catalog.CATALOG), *BUILTIN], 1)
     hint = f"did you mean {near[0]}?" if near else "leanlm list shows the names"
     raise NotFound(f"{text}: no such folder and no model of that name; {hint}")
 
@@ -79,13 +78,27 @@ def download(repo: str, revision: str | None = None, needs: str = CONFIG, offlin
             wanted += weight_files([name for name in listing if "/" not in name])
         if needs not in wanted:
             raise NotFound(f"{repo}: the repository has no {needs}; it holds no model leanlm can read")
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        with _bars_on_terminals_only():
+            return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise NotFound(_refusal(error, repo, revision)) from None
     except LeanLMError:
         raise
     except Exception as error:  # the hub library lets through whatever its network library raises, and full disks
         return _fall_back(error, repo, revision, needs)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """huggingface_hub draws its progress bars into files and pipes too, unless they are switched off for all of it."""
+    quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            enable_progress_bars()
 
 
 def _fall_back(error: Exception, repo: str, revision: str | None, needs: str) -> Path:

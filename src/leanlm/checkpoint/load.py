@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from leanlm import families
-from leanlm.checkpoint.folder import CONFIG, read_config
+from leanlm.checkpoint.folder import CONFIG, read_config, translating
 from leanlm.checkpoint.weights import Weights
-from leanlm.errors import CheckpointError, LeanLMError, UsageError
+from leanlm.errors import CheckpointError, UsageError
 from leanlm.families import Family, Rule, names
 from leanlm.model.config import ModelConfig
 from leanlm.model.language_model import LanguageModel
@@ -43,10 +43,12 @@ def load_module(folder: str | Path, dtype: torch.dtype | None = None, device: to
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"dtype {dtype} is not a floating-point type; choose float32, bfloat16 or float16")
     raw = read_config(folder)
-    family = families.find(raw)
+    with translating(folder):
+        family = families.find(raw)
     weights = Weights(folder)
     stored = plain_names(weights, family.prefixes, weights.main)
-    config = translate(folder, family, raw, stored.keys())
+    with translating(folder):
+        config = family.to_config(raw, frozenset(stored))
     with torch.device("meta"):
         module = LanguageModel(config)
     rules = family.rules(config)
@@ -71,16 +73,6 @@ def plain_names(stored: Iterable[str], prefixes: Sequence[str], file: Path) -> d
     return plain
 
 
-def translate(folder: Path, family: Family, raw: dict, names: Iterable[str]) -> ModelConfig:
-    """Our config from the published one; whatever is wrong in it becomes a CheckpointError naming the file."""
-    try:
-        return family.to_config(raw, frozenset(names))
-    except LeanLMError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: a setting has the wrong type or value ({error})") from None
-
-
 class _Renamed(Mapping[str, Tensor]):
     """Weights under their plain names."""
 
@@ -90,7 +82,10 @@ class _Renamed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.weights[self.stored[name]]
 
-    def __iter__(self):
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+    def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
 
     def __len__(self) -> int:

@@ -54,6 +54,9 @@ class Weights(Mapping[str, Tensor]):
         # A header of odd length leaves numbers across their natural boundaries, which vector code may not bear.
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 

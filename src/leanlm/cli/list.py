@@ -22,7 +22,7 @@ class Command:
 def run(command: Command) -> None:
     from leanlm.families import catalog
 
-    rows = [row(entry) for entry in catalog.entries() if entry.repo or command.all]
+    rows = [row(entry) for entry in catalog.CATALOG if entry.repo or command.all]
     if command.json:
         print(json.dumps(rows, indent=2))
         return

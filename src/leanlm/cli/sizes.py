@@ -61,12 +61,15 @@ def longest_repeat(runs: list[Run]) -> tuple[int, int]:
 
 
 def settings(config: ModelConfig) -> dict[str, str]:
-    """Every distinct kind of sublayer with its numbers, in order of first use: {"mamba2": "d_inner=4096 head_dim=64 ..."}."""
+    """Every distinct kind of sublayer with its numbers, defaults left out, in order of first use:
+    {"mamba2": "d_inner=4096 head_dim=64", "attention": ...}."""
     found = {}
     for mixer in dict.fromkeys(config.sublayers):
-        values = {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer)}
-        plain = (
-            f"{name}={value}" for name, value in values.items() if value is not None and not dataclasses.is_dataclass(value)
-        )
-        found.setdefault(named(mixer), " ".join(plain))
+        chosen = ((f.name, getattr(mixer, f.name)) for f in dataclasses.fields(mixer) if getattr(mixer, f.name) != f.default)
+        words = (f"{name}=({_inside(value)})" if dataclasses.is_dataclass(value) else f"{name}={value}" for name, value in chosen)
+        found.setdefault(named(mixer), " ".join(words))
     return found
+
+
+def _inside(value) -> str:
+    return ", ".join(f"{f.name}={getattr(value, f.name)}" for f in dataclasses.fields(value))

@@ -88,7 +88,7 @@ def write(config: ModelConfig) -> dict:
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "partial_rotary_factor": attention.rope.dim / attention.head_dim if attention.rope else 0.0,
+        "partial_rotary_factor": ratio(attention.rope.dim, attention.head_dim) if attention.rope else 0.0,
         **(rope_settings(attention.rope) if attention.rope else {}),
         "vocab_size": config.padded_vocab_size,
         "hidden_act": "silu",

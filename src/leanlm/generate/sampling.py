@@ -56,6 +56,16 @@ class Sampling:
             given.setdefault("do_sample", True)
         return cls(**given)
 
+    @classmethod
+    def given(cls, sampling: "Sampling | None", filters: dict) -> "Sampling":
+        """Whichever a caller gave: a Sampling, or keyword arguments for `of`. Raises UsageError for both."""
+        named = {name: value for name, value in filters.items() if value is not None}
+        if sampling is None:
+            return cls.of(**named)
+        if named:
+            raise UsageError(f"give sampling= or {', '.join(named)}, not both")
+        return sampling
+
     @property
     def greedy(self) -> bool:
         if self.temperature == 0 or self.top_k == 1 or self.do_sample is not None:

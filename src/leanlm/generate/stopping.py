@@ -36,7 +36,7 @@ class Decoder:
         text = self.decode(self.window)
         whole = text.rstrip(BROKEN)
         if len(whole) == len(text) and not whole.startswith(self.text):
-            # Some decoders (byte fallback) give up on a whole run of bytes: what was returned stands, the rest is decoded alone.
+            # Byte fallback gives up on a whole run of bytes: what was returned stands, and the rest is decoded alone.
             piece = self.decode(self.window[self.known :])
         elif whole.startswith(self.text):
             piece = whole[len(self.text) :]

@@ -1,5 +1,6 @@
 """The ids a model may read, produce, start from and end with: its config and its tokenizer taken together."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ class Vocabulary:
         if pad is None and eos:
             pad = eos[0]
         return cls(size, config.vocab_size, bos, frozenset(eos), pad)
+
+    def ending(self, eos_ids: Sequence[int] | None) -> "Vocabulary":
+        """The same with these end tokens; None: with its own."""
+        return self if eos_ids is None else dataclasses.replace(self, eos_ids=frozenset(eos_ids))
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises UsageError naming the first id that the model has no embedding for."""

@@ -32,15 +32,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
         B, L, _ = x.shape
         read = state["position"] if state else torch.zeros(B, dtype=torch.int64)
-        if state:
-            self._check_capacity(read, L, state)
         last = (read[:, None] + torch.arange(L)).to(x.device)  # [B, L]: the positions of these tokens
         q, k, v = self._project(x, state, segments)
         if self.config.rope:
             cos, sin = rotary.angles(self.config.rope, last)
             q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
-        if state is None and segments is None and (self.config.window is None or self.config.window >= L):
+        if segments is None and not read.any() and (self.config.window is None or self.config.window >= L):
             y = ops.causal_attend(q, k, v, self.scale)
+            if state:
+                self._write(k, v, last, state)
         else:
             first = self._first(last, state, segments)
             keys, values, at = self._remember(k, v, last, state)
@@ -50,14 +50,6 @@ class Attention(nn.Module):
             if segments is not None:
                 state["start"].copy_(first[:, -1])
         return self.out_proj(y.flatten(2))
-
-    def _check_capacity(self, read: Tensor, L: int, state: Memory) -> None:
-        slots = state["k"].shape[1]
-        if self.config.window is None and int(read.max()) + L > slots:
-            raise CapacityError(
-                f"the state holds {slots} tokens of full attention and {int(read.max()) + L} are needed: "
-                "make it with new_state(batch, capacity=...) large enough"
-            )
 
     def _project(self, x: Tensor, state: Memory | None, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -79,22 +71,26 @@ class Attention(nn.Module):
         if state is None:
             return k, v, last
         L, slots = k.shape[1], state["k"].shape[1]
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        if self.config.window is None:
-            state["k"][rows, last], state["v"][rows, last] = k.detach(), v.detach()
-            end = int(state["position"].max()) + L
-            at = torch.arange(end, device=k.device).expand(len(k), end)
-            return state["k"][:, :end], state["v"][:, :end], at
-        if L == 1:
-            state["k"][rows, last % slots], state["v"][rows, last % slots] = k.detach(), v.detach()
-            return state["k"], state["v"], self._slot_positions(last[:, -1:], slots)
-        # Several tokens would overwrite keys that the first of them still sees: look at memory and new keys side by side.
-        at = torch.cat([self._slot_positions(last[:, :1] - 1, slots), last], 1)
-        keys, values = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
-        kept = slice(max(0, L - slots), L)
-        place = last[:, kept] % slots
-        state["k"][rows, place], state["v"][rows, place] = k[:, kept].detach(), v[:, kept].detach()
+        used = min(slots, int(state["position"].max()))
+        if L == 1 and not k.requires_grad:
+            self._write(k, v, last, state)
+            used = min(slots, used + 1)
+            keys, values = (state[name][:, :used].to(k.dtype) for name in ("k", "v"))
+            return keys, values, self._slot_positions(last, slots)[:, :used]
+        # Several tokens may overwrite keys that the first of them still sees, and gradients flow to new keys alone: look at
+        # the memory and the new keys side by side.
+        keys, values = (torch.cat([state[name][:, :used].to(new.dtype), new], 1) for name, new in (("k", k), ("v", v)))
+        at = torch.cat([self._slot_positions(last[:, :1] - 1, slots)[:, :used], last], 1)
+        self._write(k, v, last, state)
         return keys, values, at
+
+    @staticmethod
+    def _write(k: Tensor, v: Tensor, last: Tensor, state: Memory) -> None:
+        """Store the newest of k, v [B, L, H_kv, P], at positions `last` [B, L], in their slots."""
+        slots = state["k"].shape[1]
+        rows, place = torch.arange(len(k), device=k.device)[:, None], last[:, -slots:] % slots
+        for name, new in (("k", k), ("v", v)):
+            state[name][rows, place] = new[:, -slots:].detach().to(state[name].dtype)
 
     @staticmethod
     def _slot_positions(newest: Tensor, slots: int) -> Tensor:
@@ -102,9 +98,12 @@ class Attention(nn.Module):
         return newest - (newest - torch.arange(slots, device=newest.device)) % slots
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory for `capacity` tokens (full attention) or the window; keys and values in `dtype`."""
-        weight = self.k_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
+        """Empty memory for `capacity` tokens (full attention) or the window; keys and values in `dtype`.
+
+        The caller sees to it that full attention never reads more than `capacity` tokens (`LanguageModel` does).
+        """
+        own = self.k_proj.weight.dtype
+        device, dtype = device or self.k_proj.weight.device, dtype or own
         slots = capacity if self.config.window is None else self.config.window
         if slots is None:
             raise CapacityError("full attention needs to know how many tokens to make room for: give capacity=...")
@@ -112,7 +111,7 @@ class Attention(nn.Module):
         memory = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
         memory |= {name: torch.zeros(batch, dtype=torch.int64) for name in ("position", "start")}
         if self.conv is not None:
-            memory["conv"] = self.conv.new_tail(batch, device, dtype)
+            memory["conv"] = self.conv.new_tail(batch, device, own)
         return memory
 
     def reset(self, std: float, out_std: float) -> None:

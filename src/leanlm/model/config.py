@@ -14,6 +14,14 @@ from typing import ClassVar, Literal
 from leanlm.errors import CheckpointError
 
 
+def _positive(config, *names: str) -> None:
+    """Refuse sizes below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            where = f"{getattr(config, 'kind', 'model')}.{name}"
+            raise CheckpointError(f"{where}: {getattr(config, name)} is not a size; it must be at least 1")
+
+
 @dataclass(frozen=True)
 class Llama3Scaling:
     """Llama-3's stretching of rotary frequencies (transformers' rope_type "llama3")."""
@@ -49,6 +57,7 @@ class Attention:
     out_bias: bool = False
 
     def __post_init__(self):
+        _positive(self, "n_heads", "n_kv_heads", "head_dim")
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(f"attention: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.window is not None and self.window < 1:
@@ -66,6 +75,9 @@ class MLP:
     activation: Literal["gelu", "silu"] = "gelu"
     bias: bool = False
 
+    def __post_init__(self):
+        _positive(self, "d_ff")
+
 
 @dataclass(frozen=True)
 class GatedMLP:
@@ -74,6 +86,9 @@ class GatedMLP:
     kind: ClassVar[str] = "gated_mlp"
     d_ff: int
     bias: bool = False
+
+    def __post_init__(self):
+        _positive(self, "d_ff")
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,9 @@ class Mamba1:
     dt_rank: int = 1
     bias: bool = False
     conv_bias: bool = True
+
+    def __post_init__(self):
+        _positive(self, "d_inner", "d_state", "d_conv", "dt_rank")
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,7 @@ class Mamba2:
     conv_bias: bool = True
 
     def __post_init__(self):
+        _positive(self, "d_inner", "head_dim", "d_state", "n_groups", "d_conv", "chunk")
         if self.d_inner % self.head_dim:
             raise CheckpointError(f"mamba2: {self.d_inner} channels do not divide into heads of {self.head_dim}")
         if self.n_heads % self.n_groups:
@@ -140,6 +159,7 @@ class DiscreteMamba2:
     conv_bias: bool = True
 
     def __post_init__(self):
+        _positive(self, "d_inner", "n_v_heads", "n_qk_heads", "d_state", "d_conv", "chunk")
         if self.d_inner % self.n_v_heads:
             raise CheckpointError(f"discrete_mamba2: {self.d_inner} channels do not divide into {self.n_v_heads} heads")
         if self.n_v_heads % self.n_qk_heads:
@@ -192,6 +212,9 @@ class ModelConfig:
             object.__setattr__(self, "padded_vocab_size", self.vocab_size)
         if self.final_norm is None:
             object.__setattr__(self, "final_norm", self.norm)
+        _positive(self, "d_model", "vocab_size")
+        if self.padded_vocab_size < self.vocab_size:
+            raise CheckpointError(f"model: {self.vocab_size} tokens do not fit {self.padded_vocab_size} embedding rows")
         if not self.layers or not all(self.layers):
             raise CheckpointError("a model needs at least one layer, and every layer at least one sublayer")
 

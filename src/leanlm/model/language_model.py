@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leanlm import ops
+from leanlm.errors import CapacityError, UsageError
 from leanlm.model import config
 from leanlm.model.attention import Attention
 from leanlm.model.config import ModelConfig
@@ -78,6 +79,8 @@ class LanguageModel(nn.Module):
 
         Running it to its end updates `state` in place.
         """
+        if state:
+            self._check_fits(tokens, state)
         if segments is not None:
             segments = ordinals(segments)
         x = self.embedding(tokens)
@@ -93,6 +96,19 @@ class LanguageModel(nn.Module):
             state.position += tokens.shape[1]
         yield self.norm(x)
 
+    def _check_fits(self, tokens: Tensor, state: State) -> None:
+        """Refuse, before any sublayer has written, tokens [B, L] that `state` has no rows or no room for."""
+        batch, L = tokens.shape
+        if batch != state.batch:
+            raise UsageError(f"the state holds {state.batch} texts and tokens of {batch} were given: make one for {batch}")
+        needed = int(state.position.max()) + L
+        for mixer, memory in zip(self.config.sublayers, state.memories, strict=True):
+            if isinstance(mixer, config.Attention) and mixer.window is None and needed > memory["k"].shape[1]:
+                raise CapacityError(
+                    f"the state holds {memory['k'].shape[1]} tokens of full attention and {needed} are needed: "
+                    "make it with new_state(batch, capacity=...) large enough"
+                )
+
     def forward(
         self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
@@ -100,7 +116,7 @@ class LanguageModel(nn.Module):
 
         `state` (from `new_state`) is continued and updated in place. `segments` [B, L] marks packed documents by any
         integers that differ between neighbours; nothing crosses their boundaries, and the first continues `state`.
-        Raises CapacityError where full attention would overrun the state's capacity.
+        Raises CapacityError, with the state unchanged, where full attention would overrun its capacity.
         """
         for stream in self.streams(tokens, state, segments):
             x = stream

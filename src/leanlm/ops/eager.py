@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
 SCAN_CHUNK = 32
-SCAN_BLOCK = 1 << 16  # state elements worked on at once: two such float32 tensors fit a core's own cache
+SCAN_BLOCK = 1 << 17  # state elements worked on at once, a compromise between the caches and the cost of a call
 WIDE = 16  # rows from which it pays to widen a half-precision weight first
 HALF = (torch.bfloat16, torch.float16)
 
@@ -71,19 +71,21 @@ def ssd(x, log_decay, B, C, state=None, segments=None):
     pad = -L % Q
     x_, la, B_, C_ = (_chunks(t.to(dtype), pad, Q) for t in (x, log_decay, B, C))  # [B, chunks, Q, ...]
     B_, C_ = B_.movedim(3, 2), C_.movedim(3, 2)  # [B, c, G, Q, N]
-    la = la.cumsum(2)  # [B, c, Q, H]: decay since the chunk began
+    # Decay since the chunk began [B, c, Q, H]. Differences of these sums are wanted: after one strong decay float32 would
+    # have lost the digits of the weak ones that follow.
+    la = la.cumsum(2, dtype=torch.float64)
     documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, c, Q]
     y = _within_chunks(x_, la, B_, C_, documents)  # [B, c, Q, H, P]
 
     # What each chunk adds to the state by its end, and how much of the state it was given survives it. The heads of a group
     # stand side by side in the columns of one product: states are [N, heads x P] in here.
     end = la[:, :, -1:]
-    keep = (end - la).exp()  # [B, c, Q, H]
+    keep = (end - la).to(dtype).exp()  # [B, c, Q, H]
     if documents is not None:
         keep = keep * (documents == documents[..., -1:])[..., None]
     added = B_.transpose(-1, -2) @ _grouped(x_ * keep[..., None], G)  # [B, c, G, N, H/G P]
-    survival = end.squeeze(2).exp()  # [B, c, H]
-    reach = la.exp()  # [B, c, Q, H]: of the given state, what each token still sees
+    survival = end.squeeze(2).to(dtype).exp()  # [B, c, H]
+    reach = la.to(dtype).exp()  # [B, c, Q, H]: of the given state, what each token still sees
     if documents is not None:
         given = torch.cat([torch.zeros_like(segments[:, :1]), documents[:, :-1, -1]], 1)  # document of the given state
         survival = survival * (documents[..., -1] == given)[..., None]
@@ -107,7 +109,8 @@ def _within_chunks(x, la, B, C, documents):
     if documents is not None:
         hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
     la = la.transpose(2, 3)  # [B, c, H, Q]
-    decay = (la[..., :, None] - la[..., None, :]).masked_fill_(hidden, float("-inf")).exp_()  # [B, c, H, Q, Q]
+    between = (la[..., :, None] - la[..., None, :]).to(x.dtype)  # [B, c, H, Q, Q]
+    decay = between.masked_fill_(hidden, float("-inf")).exp_()
     scores = (C @ B.transpose(-1, -2))[:, :, :, None]  # [B, c, G, 1, Q, Q]
     weights = (decay.unflatten(2, (G, -1)) * scores).flatten(2, 3)  # [B, c, H, Q, Q]
     return (weights @ x.transpose(2, 3)).transpose(2, 3)

@@ -1,0 +1,65 @@
+"""Flags that several verbs share: which model, and how tokens are chosen. Loads no torch."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from leanlm.generate.sampling import Sampling
+
+
+def optional(cls: type) -> type:
+    """The dataclass with every field left out by default (None): a flag not given is told apart from its default."""
+    hints = typing.get_type_hints(cls)
+    fields = [(f.name, flag(hints[f.name], f), field(default=None)) for f in dataclasses.fields(cls)]
+    return dataclasses.make_dataclass("Choice", fields, frozen=True)
+
+
+def flag(hint, f: dataclasses.Field):
+    """The type of one flag, with the field's own help and default."""
+    if typing.get_origin(hint) is Literal:  # an empty word is what leaving the flag out means
+        hint = Literal[tuple(word for word in typing.get_args(hint) if word)]
+    default = "" if f.default in (None, "") else f"(default: {f.default:g})"
+    return Annotated[hint | None, tyro.conf.arg(help=f.metadata["help"], help_behavior_hint=default)]
+
+
+Choice = optional(Sampling)
+
+
+def sampling(choice: Choice) -> Sampling:
+    """Raises UsageError for values that cannot be meant."""
+    return Sampling.of(**dataclasses.asdict(choice))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model, and how it is held."""
+
+    model: str = "builtin"
+    """A folder, a name from `leanlm list`, or a hub id."""
+    tokenizer: str | None = None
+    """Folder, file or hub id of a tokenizer, where the model's own is not wanted or missing."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16; auto: as stored."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    offline: bool = False
+    """Use only what is already on disk."""
+
+
+def load(source: Source):
+    """The `leanlm.Model` that the flags ask for."""
+    from leanlm.api import load
+
+    return load(
+        source.model,
+        dtype=source.dtype,
+        device=source.device,
+        tokenizer=source.tokenizer,
+        revision=source.revision,
+        offline=source.offline,
+    )

@@ -1,0 +1,58 @@
+"""Shared fixtures: writable copies of golden checkpoints, and a made-up tokenizer."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+from golden_cases import OWN
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('no role ' + message['role']) }}{% endif %}\n"
+    "    {% if not message['content'] %}{% continue %}{% endif %}\n"
+    "<|{{ message['role'] }}|>{{ message['content'] | trim }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Callable[[str], Path]:
+    """checkpoint("rene/gqa_groups") is a folder with a copy of that golden checkpoint, free to be damaged."""
+
+    def copy(name: str) -> Path:
+        folder = tmp_path / name.replace("/", "-")
+        folder.mkdir()
+        for file in ("config.json", "model.safetensors", "pytorch_model.bin"):
+            if (OWN / name / file).exists():
+                shutil.copy(OWN / name / file, folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """A folder with the files of a byte-level BPE tokenizer with <s>, </s> and a chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<s>", "</s>", "<|end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(["the cat sat on the mat and the hat", "a lean model of the language"] * 4, trainer)
+    core.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "eos_token": "</s>",
+        "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [core.token_to_id("<|end|>"), 2]}))
+    return folder

@@ -1,0 +1,335 @@
+"""Every implementation of every operation against the reference: values, gradients, states, document boundaries."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanlm import ops
+from leanlm.ops import dispatch, eager, reference
+
+FAST = sorted({(op, name) for (op, _), names in dispatch.TABLE.items() for name in names if name != "reference"})
+LENGTHS = (1, 2, 3, 31, 32, 33, 64, 65, 130)  # below the kernel, around one chunk of either scan, several chunks
+NORMED = st.integers(6, 33)  # a norm over very few channels is nearly a sign: its gradient is all rounding
+
+
+def normal(draw, *shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def uniform(draw, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+
+
+def documents(draw, B, L):
+    """None, or [B, L] ordinals that begin at 0 or later and never fall."""
+    if not draw(st.booleans()):
+        return None
+    starts = uniform(draw, B, L) < draw(st.sampled_from((0.03, 0.2)))
+    return starts.long().cumsum(1)
+
+
+def maybe(draw, tensor):
+    return tensor if draw(st.booleans()) else None
+
+
+@st.composite
+def conv(draw, dtype):
+    B, L, C, K = draw(st.integers(1, 3)), draw(st.sampled_from(LENGTHS[:6])), draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    return {
+        "x": normal(draw, B, L, C, dtype=dtype),
+        "weight": normal(draw, C, K, dtype=dtype),
+        "bias": maybe(draw, normal(draw, C, dtype=dtype)),
+        "tail": maybe(draw, normal(draw, B, C, K - 1, dtype=dtype)),
+        "segments": documents(draw, B, L),
+        "activation": draw(st.sampled_from(("identity", "silu"))),
+    }
+
+
+@st.composite
+def ssd(draw, dtype):
+    B, L, G = draw(st.integers(1, 2)), draw(st.sampled_from(LENGTHS)), draw(st.integers(1, 3))
+    H, P, N = G * draw(st.integers(1, 3)), draw(st.integers(1, 7)), draw(st.integers(1, 9))
+    strength = draw(st.sampled_from((0.01, 1.0, 80.0)))
+    calm = uniform(draw, B, L, H) < draw(st.sampled_from((0.0, 0.5)))
+    return {
+        "x": normal(draw, B, L, H, P, dtype=dtype),
+        "log_decay": (-strength * uniform(draw, B, L, H)).masked_fill(calm, -1e-3),
+        "B": normal(draw, B, L, G, N, dtype=dtype),
+        "C": normal(draw, B, L, G, N, dtype=dtype),
+        "state": maybe(draw, normal(draw, B, H, P, N)),
+        "segments": documents(draw, B, L),
+    }
+
+
+@st.composite
+def selective_scan(draw, dtype):
+    B, L, D, N = draw(st.integers(1, 2)), draw(st.sampled_from(LENGTHS)), draw(st.integers(1, 19)), draw(st.integers(1, 9))
+    return {
+        "x": normal(draw, B, L, D, dtype=dtype),
+        "dt": uniform(draw, B, L, D) * draw(st.sampled_from((0.01, 1.0, 40.0))),
+        "A": -0.05 - uniform(draw, D, N) * draw(st.sampled_from((1.0, 16.0))),
+        "B": normal(draw, B, L, N, dtype=dtype),
+        "C": normal(draw, B, L, N, dtype=dtype),
+        "state": maybe(draw, normal(draw, B, D, N)),
+        "segments": documents(draw, B, L),
+    }
+
+
+@st.composite
+def attend(draw, dtype):
+    """A ring of slots holding the newest keys of each row, some slots still empty, and queries at its end."""
+    B, L, groups = draw(st.integers(1, 3)), draw(st.sampled_from((1, 2, 5))), draw(st.integers(1, 3))
+    H, P, S = groups * draw(st.integers(1, 3)), draw(st.integers(1, 9)), L + draw(st.integers(0, 9))
+    newest = torch.tensor([[draw(st.integers(L - 1, 20))] for _ in range(B)])
+    at = (newest - (newest - torch.arange(S)) % S).clamp(min=-1)
+    last = newest + torch.arange(1 - L, 1)
+    return {
+        "q": normal(draw, B, L, H, P, dtype=dtype),
+        "k": normal(draw, B, S, groups, P, dtype=dtype),
+        "v": normal(draw, B, S, groups, P, dtype=dtype),
+        "first": (last - torch.tensor([[draw(st.integers(0, 9))] for _ in range(B)])).clamp(min=0),
+        "last": last,
+        "key_positions": at,
+        "scale": draw(st.sampled_from((0.3, P**-0.5))),
+        "window": draw(st.none() | st.integers(1, S)),
+    }
+
+
+@st.composite
+def causal_attend(draw, dtype):
+    B, L, groups, P = draw(st.integers(1, 3)), draw(st.integers(1, 17)), draw(st.integers(1, 3)), draw(st.integers(1, 9))
+    shared = (B, L, groups, P)
+    return {
+        "q": normal(draw, B, L, groups * draw(st.integers(1, 3)), P, dtype=dtype),
+        "k": normal(draw, *shared, dtype=dtype),
+        "v": normal(draw, *shared, dtype=dtype),
+        "scale": draw(st.sampled_from((0.3, P**-0.5))),
+    }
+
+
+@st.composite
+def linear(draw, dtype):
+    rows, inside, outside = draw(st.sampled_from((1, 3, 16, 40))), draw(st.integers(1, 33)), draw(st.integers(1, 33))
+    return {
+        "x": normal(draw, 1, rows, inside, dtype=dtype),
+        "weight": normal(draw, outside, inside, dtype=dtype),
+        "bias": maybe(draw, normal(draw, outside, dtype=dtype)),
+    }
+
+
+@st.composite
+def rms_norm(draw, dtype):
+    D = draw(NORMED)
+    return {
+        "x": normal(draw, 2, 3, D, dtype=draw(st.sampled_from((dtype, torch.float32)))),
+        "weight": normal(draw, D, dtype=dtype),
+        "eps": draw(st.sampled_from((1e-6, 1e-2))),
+        "round_first": draw(st.booleans()),
+    }
+
+
+@st.composite
+def layer_norm(draw, dtype):
+    D = draw(NORMED)
+    x, weight, bias = normal(draw, 2, 3, D, dtype=dtype), normal(draw, D, dtype=dtype), normal(draw, D, dtype=dtype)
+    return {"x": x, "weight": weight, "bias": bias, "eps": draw(st.sampled_from((1e-5, 1e-2)))}
+
+
+@st.composite
+def gated_norm(draw, dtype):
+    groups, share = draw(st.integers(1, 4)), draw(NORMED)
+    return {
+        "y": normal(draw, 2, 3, groups * share, dtype=dtype),
+        "z": normal(draw, 2, 3, groups * share, dtype=dtype),
+        "weight": normal(draw, groups * share, dtype=dtype),
+        "eps": draw(st.sampled_from((1e-5, 1e-2))),
+        "groups": groups,
+        "norm_before_gate": draw(st.booleans()),
+    }
+
+
+@st.composite
+def rotate(draw, dtype):
+    B, L, H, P = (draw(st.integers(1, 6)) for _ in range(4))
+    angles = normal(draw, B, L, draw(st.integers(0, P // 2)))
+    return {"x": normal(draw, B, L, H, P, dtype=dtype), "cos": angles.cos(), "sin": angles.sin()}
+
+
+def run(op, arguments):
+    """Outputs as a tuple, and the gradient of a fixed random projection of them for every floating argument."""
+    arguments = {
+        k: v.detach().clone().requires_grad_(v.is_floating_point()) if isinstance(v, torch.Tensor) else v
+        for k, v in arguments.items()
+    }
+    outputs = op(**arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(0)
+    weighed = [(y.double() * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum() for y in outputs]
+    leaves = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    gradients = torch.autograd.grad(sum(weighed), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return outputs, dict(zip(leaves, gradients))
+
+
+def agree(found, wanted, tolerance, name):
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape, name
+    assert torch.isfinite(found).all(), name
+    scale = max(wanted.abs().max().item(), 1.0) if wanted.numel() else 1.0
+    worst = (found.double() - wanted.double()).abs().max().item() if wanted.numel() else 0.0
+    assert worst <= tolerance * scale, f"{name}: {worst:.2e} off at scale {scale:.2e}"
+
+
+# Rounding alone separates the implementations: a few units of the last place, carried through sums of a hundred terms.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "name"), FAST)
+def test_forward_and_gradients_agree_with_the_reference(op, name, dtype):
+    implementation = getattr(__import__(f"leanlm.ops.{name}", fromlist=[op]), op)
+
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(globals()[op](dtype))
+    def check(arguments):
+        wanted, wanted_gradients = run(getattr(reference, op), arguments)
+        found, gradients = run(implementation, arguments)
+        for i, (y, expected) in enumerate(zip(found, wanted, strict=True)):
+            agree(y, expected, TOLERANCE[dtype], f"output {i}")
+        for argument, expected in wanted_gradients.items():
+            agree(gradients[argument], expected, 5 * TOLERANCE[dtype], f"gradient of {argument}")
+        with torch.no_grad():  # the paths without autograd work in place
+            before = {k: v.clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+            plain = implementation(**arguments)
+            for y, expected in zip(plain if isinstance(plain, tuple) else (plain,), wanted, strict=True):
+                agree(y, expected.detach(), TOLERANCE[dtype], "output without autograd")
+            assert all(torch.equal(arguments[k], v) for k, v in before.items()), "an argument was mutated"
+
+    check()
+
+
+def doubled(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+SEGMENTS = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
+DECAY = -doubled(2, 5, 4, seed=9).detach().abs()
+STEP = doubled(2, 5, 3, seed=8).detach().abs() + 0.1
+LAST = torch.arange(5).expand(2, 5)
+
+
+def gradchecks():
+    x, weight, bias = doubled(2, 5, 3), doubled(3, 4, seed=1), doubled(3, seed=2)
+    heads, B, C = doubled(2, 5, 4, 3), doubled(2, 5, 2, 3, seed=1), doubled(2, 5, 2, 3, seed=2)
+    A = (-doubled(3, 2, seed=1).detach().abs()).requires_grad_()
+    b, c = doubled(2, 5, 2, seed=2), doubled(2, 5, 2, seed=3)
+    decay, step = DECAY.clone().requires_grad_(), STEP.clone().requires_grad_()
+    q, k, v = doubled(2, 5, 4, 3), doubled(2, 5, 2, 3, seed=1), doubled(2, 5, 2, 3, seed=2)
+    for segments in (None, SEGMENTS):
+        tag = "" if segments is None else " packed"
+        for activation in ("identity", "silu"):
+            tail = doubled(2, 3, 3, seed=3)
+            call = lambda *a, s=segments, f=activation: eager.conv(*a, segments=s, activation=f)
+            yield f"conv {activation}{tag}", call, (x, weight, bias, tail)
+        yield f"ssd{tag}", lambda *a, s=segments: eager.ssd(*a, segments=s), (heads, decay, B, C, doubled(2, 4, 3, 3, seed=5))
+        scan = lambda *a, s=segments: eager.selective_scan(*a, segments=s)
+        yield f"selective_scan{tag}", scan, (x, step, A, b, c, doubled(2, 3, 2, seed=5))
+    first = lambda t: t[:, :1].detach().clone().requires_grad_()
+    yield "ssd step", eager.ssd, (*map(first, (heads, decay, B, C)), doubled(2, 4, 3, 3, seed=5))
+    yield "scan step", eager.selective_scan, (first(x), first(step), A, first(b), first(c), doubled(2, 3, 2, seed=5))
+    yield "causal_attend", lambda q, k, v: eager.causal_attend(q, k, v, 0.4), (q, k, v)
+    for window in (None, 2):
+        seen = lambda q, k, v, w=window: eager.attend(q, k, v, LAST.clamp(max=1), LAST, LAST, 0.4, w)
+        yield f"attend window {window}", seen, (q, k, v)
+    one = lambda q, k, v: eager.attend(q, k, v, LAST[:, 1:2], LAST[:, 3:4], LAST, 0.4)
+    yield "attend one query", one, (first(q), k, v)
+    for round_first in (False, True):
+        yield f"rms_norm {round_first}", lambda x, w, r=round_first: eager.rms_norm(x, w, 1e-5, r), (x, bias)
+    yield "layer_norm", lambda x, w, b: eager.layer_norm(x, w, b, 1e-5), (x, bias, doubled(3, seed=4))
+    wide, gate, scale = doubled(2, 4), doubled(2, 4, seed=1), doubled(4, seed=2)
+    for before in (False, True):
+        yield f"gated_norm {before}", lambda y, z, w, n=before: eager.gated_norm(y, z, w, 1e-5, 2, n), (wide, gate, scale)
+    yield "rotate", eager.rotate, (doubled(2, 5, 2, 5), doubled(2, 5, 2, seed=1), doubled(2, 5, 2, seed=2))
+    yield "linear", eager.linear, (x, doubled(4, 3, seed=1), doubled(4, seed=2))
+
+
+CHECKS = {name: (call, arguments) for name, call, arguments in gradchecks()}
+
+
+def test_every_operation_has_a_gradcheck():
+    assert {op for op in dispatch.OPERATIONS if not any(op.split("_")[0] in name for name in CHECKS)} == set()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_gradients_in_float64_match_finite_differences(name, monkeypatch):
+    monkeypatch.setattr(eager, "SSD_CHUNK", 2)  # five tokens: two whole chunks and a padded one
+    monkeypatch.setattr(eager, "SCAN_CHUNK", 2)
+    call, arguments = CHECKS[name]
+    assert torch.autograd.gradcheck(call, arguments)
+
+
+@pytest.mark.parametrize("module", [eager, reference], ids=["eager", "reference"])
+@pytest.mark.parametrize("op", dispatch.OPERATIONS)
+def test_float64_stays_float64_throughout(op, module):
+    @settings(max_examples=8, deadline=None, derandomize=True)
+    @given(globals()[op](torch.float64))
+    def check(arguments):
+        wide = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+        outputs, expected = getattr(module, op)(**wide), getattr(reference, op)(**wide)
+        if not isinstance(outputs, tuple):
+            outputs, expected = (outputs,), (expected,)
+        for y, wanted in zip(outputs, expected):
+            assert y.dtype == torch.float64
+            # A float32 intermediate anywhere would leave an error above 1e-8.
+            agree(y, wanted, TOLERANCE[torch.float64], op)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["eager", "reference"])
+def test_a_decay_to_nothing_neither_overflows_nor_loses_digits(name, monkeypatch):
+    """A strong decay between two calm stretches must not blur the calm ones: float32 against float64."""
+    monkeypatch.setenv("LEANLM_IMPL", name)
+    torch.manual_seed(0)
+    x, B, C = torch.randn(1, 130, 2, 3), torch.randn(1, 130, 1, 4), torch.randn(1, 130, 1, 4)
+    log_decay = -0.01 * torch.rand(1, 130, 2)
+    log_decay[:, 5::16] = -2000.0
+    found, state = ops.ssd(x, log_decay, B, C)
+    wanted, wanted_state = ops.ssd(x.double(), log_decay.double(), B.double(), C.double())
+    agree(found.double(), wanted, 2e-6, "y")
+    agree(state.double(), wanted_state, 2e-6, "state")
+
+
+@pytest.mark.parametrize("name", ["eager", "reference"])
+def test_extreme_inputs_give_finite_values_and_gradients(name, monkeypatch):
+    monkeypatch.setenv("LEANLM_IMPL", name)
+    torch.manual_seed(0)
+    decay = torch.full((1, 70, 2), -80.0, requires_grad=True)
+    y, _ = ops.ssd(torch.randn(1, 70, 2, 3), decay, torch.randn(1, 70, 1, 4), torch.randn(1, 70, 1, 4))
+    dt = torch.full((1, 70, 3), 1e4, requires_grad=True)
+    A = torch.full((3, 2), -1e3, requires_grad=True)
+    h, _ = ops.selective_scan(torch.randn(1, 70, 3), dt, A, torch.randn(1, 70, 2), torch.randn(1, 70, 2))
+    gradients = torch.autograd.grad(y.sum() + h.sum(), (decay, dt, A))
+    assert all(torch.isfinite(t).all() for t in (y, h, *gradients))
+
+
+def test_the_scans_memory_does_not_depend_on_how_channels_are_blocked(monkeypatch):
+    torch.manual_seed(0)
+    x, dt, A = torch.randn(2, 70, 50), torch.rand(2, 70, 50), -torch.rand(50, 3)
+    B, C, state = torch.randn(2, 70, 3), torch.randn(2, 70, 3), torch.randn(2, 50, 3)
+    whole = eager.selective_scan(x, dt, A, B, C, state)
+    monkeypatch.setattr(eager, "SCAN_BLOCK", 1)  # sixteen channels a block, the last one narrower
+    for found, wanted in zip(eager.selective_scan(x, dt, A, B, C, state), whole):
+        agree(found, wanted, 1e-6, "blocked")
+
+
+def test_a_half_precision_product_is_as_good_widened_as_native(monkeypatch):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((32, 64), (48, 64), (48,)))
+    wanted = (x.double() @ weight.double().T + bias.double()).to(torch.bfloat16)
+    for native in (False, True):
+        monkeypatch.setattr(eager, "cpu_multiplies_bfloat16", lambda native=native: native)
+        agree(eager.linear(x, weight, bias), wanted, math.ldexp(1, -7), f"native {native}")
