@@ -1,18 +1,22 @@
 """Shared fixtures: writable copies of golden checkpoints, and a made-up tokenizer."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
-from golden_cases import OWN
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from golden_cases import OWN
+from leanlm.cli.main import main
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('no role ' + message['role']) }}{% endif %}\n"
+    "{% if message['role'] == 'robot' %}{{ raise_exception('no role ' + message['role']) }}{% endif %}\n"
     "    {% if not message['content'] %}{% continue %}{% endif %}\n"
     "<|{{ message['role'] }}|>{{ message['content'] | trim }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -47,7 +51,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     core.train_from_iterator(["the cat sat on the mat and the hat", "a lean model of the language"] * 4, trainer)
     core.save(str(folder / "tokenizer.json"))
     settings = {
-        "bos_token": {"content": "<s>", "lstrip": False},
+        "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "rstrip": False, "special": True},
         "eos_token": "</s>",
         "chat_template": CHAT_TEMPLATE,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -56,3 +60,19 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [core.token_to_id("<|end|>"), 2]}))
     return folder
+
+
+@pytest.fixture
+def leanlm(capsys, monkeypatch):
+    """leanlm(*argv, stdin=None) runs a command line in this process: code, out, err. stdin is text or bytes, None a terminal."""
+
+    def run(*argv, stdin: str | bytes | None = None) -> SimpleNamespace:
+        raw = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        pipe = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+        pipe.isatty = lambda: stdin is None
+        monkeypatch.setattr("sys.stdin", pipe)
+        code = main([str(arg) for arg in argv])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run

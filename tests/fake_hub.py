@@ -65,7 +65,8 @@ class FakeHub:
         for name, value in self.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        files = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(self.cache / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(self.cache / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -119,7 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         else:
             siblings = [{"rfilename": name} for name in names]
-            data = {"id": repo, "sha": self.hub.commit(repo), "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+            data = {
+                "id": repo,
+                "sha": self.hub.commit(repo),
+                "siblings": siblings,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+            }
         self.send(json.dumps(data).encode(), {"Content-Type": "application/json"})
 
     def send_file(self, repo: str, name: str) -> None:

@@ -21,7 +21,7 @@ class Case(NamedTuple):
 
 
 def golden_cases(*families: str) -> list[Case]:
-    """All cases with a meta.json (of these families, if any are given), each once; LEANLM_GOLDEN's come before the subset here."""
+    """All cases with a meta.json (of these families, if any are given), each once; LEANLM_GOLDEN's before the subset here."""
     found: dict[str, Case] = {}
     for root in filter(None, (env.GOLDEN.get(), OWN)):
         for meta in sorted(Path(root).glob("*/*/meta.json")):

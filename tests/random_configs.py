@@ -1,5 +1,7 @@
 """Hypothesis strategies: small models that each published format can hold, `CONFIGS[family]`."""
 
+from collections.abc import Callable
+
 from hypothesis import strategies as st
 
 from leanlm.model.config import (
@@ -19,13 +21,15 @@ from leanlm.model.config import (
 EPSILONS = st.sampled_from([1e-5, 1e-6, 0.03])
 THETAS = st.sampled_from([10000.0, 500000.0])
 FLAG = st.booleans()
+SIZE = st.integers(1, 4)
 ID = st.none() | st.integers(0, 30)
 
 
 @st.composite
-def attentions(draw, rope=st.none(), **fixed) -> Attention:
+def attentions(draw, rope: Callable[[int], st.SearchStrategy] | None = None, **fixed) -> Attention:
+    """`rope` makes the rotary settings of a head width; None: no positions."""
     kv, shared, head_dim = draw(st.integers(1, 2)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 5))
-    return Attention(kv * shared, kv, head_dim, rope=draw(rope) if not callable(rope) else draw(rope(head_dim)), **fixed)
+    return Attention(kv * shared, kv, head_dim, rope=draw(rope(head_dim)) if rope else None, **fixed)
 
 
 def ropes(head_dim: int, partial: bool = False, scaled: bool = False) -> st.SearchStrategy[Rope]:
@@ -34,37 +38,37 @@ def ropes(head_dim: int, partial: bool = False, scaled: bool = False) -> st.Sear
     return st.builds(Rope, dims, THETAS, scaling)
 
 
+PARTIAL = st.sampled_from([None, lambda head_dim: ropes(head_dim, partial=True)])
+
+
 @st.composite
 def mamba1s(draw, width: int) -> Mamba1:
-    sizes = {name: draw(st.integers(1, 4)) for name in ("d_state", "d_conv", "dt_rank")}
+    sizes = {name: draw(SIZE) for name in ("d_state", "d_conv", "dt_rank")}
     return Mamba1(draw(st.integers(1, 3 * width)), bias=draw(FLAG), conv_bias=draw(FLAG), **sizes)
 
 
 @st.composite
-def mamba2s(draw, plain: bool = False, eps: float = 1e-5, sizes=st.integers(1, 4)) -> Mamba2:
+def mamba2s(draw, plain: bool = False, eps: float = 1e-5) -> Mamba2:
     """`plain`: without what only mamba_ssm's own class has."""
-    groups, heads, head_dim = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(sizes)
+    groups, heads, head_dim = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(SIZE)
     config = {"d_inner": groups * heads * head_dim, "head_dim": head_dim, "n_groups": groups, "norm_eps": eps}
-    config |= {"d_state": draw(sizes), "d_conv": draw(st.integers(2, 4)), "chunk": draw(st.sampled_from([16, 64, 256]))}
+    config |= {"d_state": draw(SIZE), "d_conv": draw(st.integers(2, 4)), "chunk": draw(st.sampled_from([16, 64, 256]))}
     config |= {"bias": draw(FLAG), "conv_bias": draw(FLAG), "dt_min": draw(st.sampled_from([0.0, 0.01]))}
     config["dt_max"] = draw(st.none() | st.just(0.1))
     if not plain:
-        config |= {
-            "norm": draw(FLAG),
-            "norm_before_gate": draw(FLAG),
-            "d_per_channel": draw(FLAG),
-            "d_mlp": draw(st.integers(0, 4)),
-        }
+        config |= {name: draw(FLAG) for name in ("norm", "norm_before_gate", "d_per_channel")}
+        config["d_mlp"] = draw(st.integers(0, 4))
     return Mamba2(**config)
 
 
 @st.composite
-def surroundings(draw, padded: bool = False, context=st.integers(1, 4096)) -> dict:
+def surroundings(draw, padded: bool = False) -> dict:
     """What a ModelConfig has besides width, layers and norms."""
     vocab = draw(st.integers(1, 40))
     rows = vocab + draw(st.integers(0, 20)) if padded else vocab
     ids = {"bos_id": draw(ID), "pad_id": draw(ID), "eos_ids": draw(st.lists(st.integers(0, 30), max_size=2).map(tuple))}
-    return {"vocab_size": vocab, "padded_vocab_size": rows, "tied": draw(FLAG), "context_length": draw(context), **ids}
+    ids["context_length"] = draw(st.integers(1, 4096))
+    return {"vocab_size": vocab, "padded_vocab_size": rows, "tied": draw(FLAG), **ids}
 
 
 def layers(*choices: Mixer, then: tuple[Mixer, ...] = ()) -> st.SearchStrategy[tuple]:
@@ -79,7 +83,7 @@ def renes(draw) -> ModelConfig:
     attention = draw(attentions(qkv_bias=draw(FLAG), out_bias=draw(FLAG), window=draw(st.none() | st.integers(1, 9))))
     mlp = MLP(draw(st.integers(1, 30)), bias=draw(FLAG))
     norm = Norm(draw(st.sampled_from(["rms", "layer"])), 1e-5)
-    around = draw(surroundings(padded=True, context=ID.filter(lambda i: i != 0)))
+    around = draw(surroundings(padded=True))
     return ModelConfig(width, layers=draw(layers(draw(mamba2s()), attention, mlp)), norm=norm, **around)
 
 
@@ -98,21 +102,17 @@ def llambas(draw) -> ModelConfig:
     )
     layer = (mixer, GatedMLP(draw(st.integers(1, 9)), draw(FLAG)))
     norms = {"norm": Norm("rms", 1e-5, True), "final_norm": Norm("rms", draw(EPSILONS), True)}
-    around = draw(surroundings(padded=True))
-    return ModelConfig(
-        draw(st.integers(1, 9)), layers=(layer,) * draw(st.integers(1, 3)), head_bias=draw(FLAG), **norms, **around
-    )
+    around = draw(surroundings(padded=True)) | {"head_bias": draw(FLAG)}
+    return ModelConfig(draw(st.integers(1, 9)), layers=(layer,) * draw(st.integers(1, 3)), **norms, **around)
 
 
 @st.composite
 def state_spaces(draw, hybrid: bool = True) -> ModelConfig:
     width = draw(st.integers(1, 9))
     scan = draw(mamba1s(width) | mamba2s())
-    taps = draw(st.sampled_from([0, 4]))
-    rope = draw(st.sampled_from([st.none(), lambda head_dim: ropes(head_dim, partial=True)]))
-    attention = draw(
-        attentions(rope=rope, d_conv=taps, qkv_bias=draw(FLAG), out_bias=draw(FLAG), scale=draw(st.sampled_from([None, 0.3])))
-    )
+    biases = {"qkv_bias": draw(FLAG), "out_bias": draw(FLAG)}
+    choices = {"d_conv": draw(st.sampled_from([0, 4])), "scale": draw(st.sampled_from([None, 0.3]))}
+    attention = draw(attentions(draw(PARTIAL), **biases, **choices))
     mlp = draw(st.sampled_from([(), (GatedMLP(128),)])) if hybrid else ()
     norm = Norm(draw(st.sampled_from(["rms", "layer"])), 1e-5)
     found = draw(layers(scan, attention, then=mlp) if hybrid else layers(scan))
@@ -139,8 +139,7 @@ def hf_mamba2s(draw) -> ModelConfig:
 @st.composite
 def bambas(draw) -> ModelConfig:
     eps, bias = draw(EPSILONS), draw(FLAG)
-    rope = draw(st.sampled_from([st.none(), lambda head_dim: ropes(head_dim, partial=True)]))
-    attention = draw(attentions(rope=rope, qkv_bias=bias, out_bias=bias))
+    attention = draw(attentions(draw(PARTIAL), qkv_bias=bias, out_bias=bias))
     mlp = GatedMLP(draw(st.integers(1, 9)), draw(FLAG))
     found = draw(layers(draw(mamba2s(plain=True, eps=eps)), attention, then=(mlp,)))
     return ModelConfig(draw(st.integers(1, 9)), layers=found, norm=Norm("rms", eps, True), **draw(surroundings()))
@@ -149,7 +148,7 @@ def bambas(draw) -> ModelConfig:
 @st.composite
 def llamas(draw) -> ModelConfig:
     bias = draw(FLAG)
-    attention = draw(attentions(rope=lambda head_dim: ropes(head_dim, scaled=True), qkv_bias=bias, out_bias=bias))
+    attention = draw(attentions(lambda head_dim: ropes(head_dim, scaled=True), qkv_bias=bias, out_bias=bias))
     layer = (attention, GatedMLP(draw(st.integers(1, 9)), draw(FLAG)))
     norm = Norm("rms", draw(EPSILONS), True)
     return ModelConfig(draw(st.integers(1, 9)), layers=(layer,) * draw(st.integers(1, 3)), norm=norm, **draw(surroundings()))
@@ -158,7 +157,7 @@ def llamas(draw) -> ModelConfig:
 @st.composite
 def fms_llamas(draw) -> ModelConfig:
     bias = draw(FLAG)
-    attention = draw(attentions(rope=ropes, qkv_bias=bias, out_bias=bias))
+    attention = draw(attentions(ropes, qkv_bias=bias, out_bias=bias))
     layer = (attention, GatedMLP(draw(st.integers(1, 40)), draw(FLAG)))
     norm, width = Norm("rms", draw(EPSILONS), True), attention.n_heads * attention.head_dim
     return ModelConfig(width, layers=(layer,) * draw(st.integers(1, 3)), norm=norm, **draw(surroundings()))

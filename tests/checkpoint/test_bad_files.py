@@ -46,7 +46,7 @@ class Hostile:
 
 EMBED, NORM = "model.embed_tokens.weight", "model.norm.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n"
 
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), r"no config\.json"),

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fake_hub import TOKEN, FakeHub
 from golden_cases import OWN
-
 from leanlm.checkpoint import hub, tokenizer
 from leanlm.checkpoint.load import load_module
 from leanlm.errors import CheckpointError, NotFound

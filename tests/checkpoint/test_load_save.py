@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import OWN, checkpoint_cases
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from golden_cases import OWN, checkpoint_cases
 from leanlm import families
 from leanlm.checkpoint.load import load_module
 from leanlm.checkpoint.save import save_module
@@ -164,14 +164,15 @@ def test_mapped_weights_may_be_changed_and_saved_over_themselves(checkpoint, cas
 
 def test_loaded_weights_train(llama):
     module = load_module(llama, torch.float32).module
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
     tokens = torch.arange(8)[None]
     losses = []
     for _ in range(3):
         loss = torch.nn.functional.cross_entropy(module(tokens[:, :-1])[0], tokens[0, 1:])
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
@@ -232,7 +233,7 @@ def test_peak_memory_is_the_weights(tmp_path):
     ran = subprocess.run([sys.executable, "-c", MEMORY, *folders], capture_output=True, text=True, check=True)
     for line in ran.stdout.splitlines():
         weights, peak = map(int, line.split())
-        assert 110e6 < weights and peak < weights + 60e6, ran.stdout
+        assert weights > 110e6 and peak < weights + 60e6, ran.stdout
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
@@ -288,5 +289,5 @@ def test_a_bad_index_is_refused(llama):
     index = llama / "model.safetensors.index.json"
     raw = json.loads(index.read_text())
     index.write_text(json.dumps({"weight_map": {**raw["weight_map"], "ghost.weight": "model-00001-of-00002.safetensors"}}))
-    with pytest.raises(CheckpointError, match="'ghost.weight' is not in it"):
+    with pytest.raises(CheckpointError, match=r"'ghost\.weight' is not in it"):
         load_module(llama)

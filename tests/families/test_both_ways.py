@@ -24,7 +24,7 @@ def published(name: str) -> st.SearchStrategy:
 
 
 def random_parameters(config: ModelConfig) -> dict[str, torch.Tensor]:
-    return {name: torch.randn_like(p) for name, p in LanguageModel(config).named_parameters()}
+    return {name: 0.3 * torch.randn_like(p) for name, p in LanguageModel(config).named_parameters()}
 
 
 def test_every_family_is_tried():
@@ -152,7 +152,7 @@ def fms_forward(raw: dict, tensors: dict[str, torch.Tensor], tokens: torch.Tenso
     return F.linear(x, tensors["shared.emb.weight" if raw["tie_heads"] else "shared.head.weight"])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(fms_llamas())
 def test_fms_llama_numerics(config):
     family = families.get("fms_llama")
@@ -162,4 +162,4 @@ def test_fms_llama_numerics(config):
     tokens = torch.randint(0, config.vocab_size, (7,))
     expected = fms_forward(family.from_config(config), to_theirs(family.rules(config), ours), tokens)
     with torch.no_grad():
-        torch.testing.assert_close(module(tokens[None])[0], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(module(tokens[None])[0], expected, rtol=1e-4, atol=1e-4)

@@ -53,7 +53,7 @@ samplings = st.sampled_from(
         {},
         {"repetition_penalty": 1.3},
         {"temperature": 0.9},
-        {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1},
+        {"top_k": 20, "top_p": 0.9, "repetition_penalty": 2},
         {"min_p": 0.05},
     ]
 )

@@ -21,6 +21,7 @@ family = "rene"
 d_model = 32
 n_layer = 3
 vocab_size = 300
+eos_token_id = 0
 mlp_layer_idx = [1]
 attn_layer_idx = [2]
 ssm_cfg = { d_state = 8, headdim = 16 }

@@ -28,7 +28,7 @@ def replacing(folder: Path) -> Iterator[Callable[[str], Path]]:
         for path in partial.values():
             _flush(path)
         for name, path in partial.items():
-            os.replace(path, folder / name)
+            path.replace(folder / name)
     except BaseException as error:
         for path in partial.values():
             path.unlink(missing_ok=True)
@@ -53,5 +53,9 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
+    """Down to the disk, and readable by whom new files are readable (safetensors makes its own for the owner alone)."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

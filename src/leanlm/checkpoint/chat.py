@@ -44,7 +44,7 @@ class Template:
             named = {item["name"]: item["template"] for item in raw}
             return cls(named.get("default") or next(iter(named.values())))
         except (TypeError, KeyError, StopIteration):
-            raise CheckpointError("tokenizer_config.json: chat_template is neither text nor a list of named templates") from None
+            raise CheckpointError("tokenizer_config.json: chat_template is neither text nor a list of templates") from None
 
     def render(self, **variables) -> str:
         """The text; raises UsageError where the template refuses the conversation."""

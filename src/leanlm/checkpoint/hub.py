@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -69,7 +70,7 @@ def download(repo: str, revision: str | None = None, needs: str = CONFIG, offlin
     `needs` is the file without which it is of no use. Safetensors are preferred to pickles where a repository has both.
     """
     if offline or env.HF_HUB_OFFLINE.is_set():
-        return _cached(repo, revision, needs) or _absent(repo, revision, "is not on disk, and the hub may not be asked (offline)")
+        return _cached(repo, revision, needs) or _absent(repo, revision)
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
         listing = [file.rfilename for file in info.siblings or ()]
@@ -122,7 +123,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> str:
     if isinstance(error, HFValidationError):
         return f"{repo}: not a name the hub allows"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo}: is not on disk, and the hub may not be asked (offline)"
+        return f"{repo}: is not on disk, and offline the hub is not asked"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         way = "log in (hf auth login) or set HF_TOKEN" if status in (401, 403) else "try again later"
@@ -153,9 +154,9 @@ def _has_weights(folder: Path) -> bool:
     return bool(files)
 
 
-def _absent(repo: str, revision: str | None, what: str) -> Path:
+def _absent(repo: str, revision: str | None) -> NoReturn:
     at = f" at revision {revision}" if revision else ""
-    raise NotFound(f"{repo}{at}: {what}; fetch it once with leanlm pull {repo}")
+    raise NotFound(f"{repo}{at}: is not on disk, and offline the hub is not asked; fetch it once with leanlm pull {repo}")
 
 
 def _builtin(name: str) -> Path:

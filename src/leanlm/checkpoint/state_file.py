@@ -99,7 +99,7 @@ def describe(file: str | Path) -> dict:
 
 
 def pack(module: LanguageModel, state: State) -> tuple[dict[str, Tensor], int]:
-    """The state's tensors by name, keys and values of full attention cut to the tokens read, and the capacity they had (0: none)."""
+    """The state's tensors by name, keys and values of full attention cut to the tokens read; and the capacity they had, or 0."""
     tensors, capacity = state.tensors(), 0
     for name, length in _growing(module):
         capacity = tensors[name].shape[1]
@@ -197,7 +197,8 @@ def _check_model(file: Path, metadata: Mapping[str, str], module: LanguageModel)
     if theirs != mine:
         raise CheckpointError(f"{file}: belongs to another model ({theirs}); this one has {mine}")
     if metadata.get("dtype") != _dtype(module):
-        raise CheckpointError(f"{file}: saved from the model in {metadata.get('dtype')}; load it in that dtype, not {_dtype(module)}")
+        then, now = metadata.get("dtype"), _dtype(module)
+        raise CheckpointError(f"{file}: saved from the model in {then}; load it in that dtype, not {now}")
     raise CheckpointError(f"{file}: belongs to another model: the same make ({mine}), but other weights or settings")
 
 

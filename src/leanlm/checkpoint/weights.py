@@ -95,7 +95,7 @@ def _open_safetensors(path: Path) -> Reader:
 
 
 def _open_pickle(path: Path) -> Reader:
-    """Tensors alone: torch refuses anything else in the pickle, code above all. Files from before torch 1.6 cannot be mapped."""
+    """Tensors alone: torch refuses all else in the pickle, code above all. Files from before torch 1.6 cannot be mapped."""
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

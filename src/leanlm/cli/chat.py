@@ -91,7 +91,7 @@ class Chat:
         return True
 
     def rewind(self, turns: str) -> None:
-        if turns and not turns.isdecimal():
+        if not (turns or "1").isdecimal() or int(turns or 1) < 1:
             raise UsageError(f"/rewind {turns}: give the number of questions to unsay")
         self.session.rewind(-int(turns or 1))
         self.save()

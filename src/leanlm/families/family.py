@@ -45,9 +45,9 @@ class Family:
         whether the head is tied. Raises CheckpointError naming the key that is missing, mistyped or not supported."""
         try:
             config = self.read(raw, names)
+            _check_types(config)
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(f"config.json: a {self.name} setting has the wrong type or value ({error})") from None
-        _check(config)
         return config
 
     def from_config(self, config: ModelConfig) -> dict:
@@ -64,16 +64,10 @@ class Family:
         return raw
 
 
-def _check(config: ModelConfig) -> None:
-    """Every setting has its type, and every size is at least 1 (0 where 0 is its default)."""
-    kinds = dict.fromkeys(config.sublayers)
-    ModelConfig.from_dict(dataclasses.replace(config, layers=(tuple(kinds),)).to_dict())
-    for part in (config, *kinds):
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
-            counted = type(value) is int and not field.name.endswith("_id")
-            if counted and (value < 0 or (value == 0 and field.default != 0)):
-                raise CheckpointError(f"config.json: {field.name} = {value} makes no sense; it must be at least 1")
+def _check_types(config: ModelConfig) -> None:
+    """Every setting has the type it is declared with; each different mixer is looked at once."""
+    distinct = tuple(dict.fromkeys(config.sublayers))
+    ModelConfig.from_dict(dataclasses.replace(config, layers=(distinct,)).to_dict())
 
 
 def same(theirs: str, ours: str, **options) -> Rule:

@@ -14,14 +14,14 @@ def matches(raw: dict) -> bool:
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     """Settings that the json leaves out are those of the published weights: RMS norm, float32 stream, tied head."""
-    return mamba_ssm.read(
-        {**raw, "max_position_embeddings": raw["seq_len"], "n_layer": raw.get("n_layer", raw.get("n_layers"))}, names
-    )
+    layers = raw.get("n_layer", raw.get("n_layers"))
+    return mamba_ssm.read({**raw, "n_layer": layers, "max_position_embeddings": raw["seq_len"]}, names)
 
 
 def write(config: ModelConfig) -> dict:
     raw = mamba_ssm.write(config)
-    return {**raw, "seq_len": raw.pop("max_position_embeddings", None)}
+    length = raw.pop("max_position_embeddings", None)
+    return {**raw, "seq_len": length}
 
 
 FAMILY = Family("openlm", matches, read, write, mamba_ssm.rules, prefixes=("module.", "_orig_mod.", "model."))

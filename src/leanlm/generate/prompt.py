@@ -70,7 +70,7 @@ def as_ids(given: Any) -> list[int]:
 def _tensor_rows(given: Tensor, vocabulary: Vocabulary) -> tuple[list[list[int]], bool]:
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise UsageError(f"a prompt of dtype {str(given.dtype).removeprefix('torch.')}: token ids are whole numbers (int64)")
-    if given.ndim not in (1, 2) or not len(given.reshape(len(given), -1) if given.ndim == 2 else [given]):
+    if given.ndim not in (1, 2) or (given.ndim == 2 and not len(given)):
         raise UsageError(f"a prompt tensor of shape {list(given.shape)}: must be [L] or [B, L] with at least one row")
     rows = given.tolist() if given.ndim == 2 else [given.tolist()]
     return [vocabulary.start(row) for row in rows], given.ndim == 2

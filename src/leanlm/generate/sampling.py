@@ -34,8 +34,10 @@ class Sampling:
     )
 
     def __post_init__(self):
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            self._check(name, isinstance(getattr(self, name), int | float), "a number")
         self._check("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number")
-        self._check("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "0 (off) or a whole number of tokens")
+        self._check("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "0 (off) or a whole number of tokens")
         self._check("top_p", 0 <= self.top_p <= 1, "between 0 and 1 (both off)")
         self._check("min_p", 0 <= self.min_p <= 1, "between 0 (off) and 1")
         self._check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number (1 is off)")

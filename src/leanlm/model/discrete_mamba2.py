@@ -11,7 +11,7 @@ from leanlm import ops
 from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory
+from leanlm.model.state import Memory, recall
 
 OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1
 
@@ -40,7 +40,7 @@ class DiscreteMamba2(nn.Module):
         x, B, C = self.conv(xBC, state, segments).split([cfg.d_inner, *[cfg.n_qk_heads * cfg.d_state] * 2], -1)
         x = x.float().unflatten(-1, (cfg.n_v_heads, cfg.head_dim))  # [B, L, H, P]
         B, C = B.unflatten(-1, (cfg.n_qk_heads, -1)), C.unflatten(-1, (cfg.n_qk_heads, -1))  # [B, L, G, N]
-        y, final = ops.ssd(x, -F.softplus(a.float()), B, C, state["ssm"] if state else None, segments)
+        y, final = ops.ssd(x, -F.softplus(a.float()), B, C, recall(state, "ssm"), segments)
         if state:
             state["ssm"].copy_(final.detach())
         y = (y + self.D.float()[:, None] * x).flatten(2).to(z.dtype)

@@ -13,7 +13,7 @@ from leanlm import ops
 from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory
+from leanlm.model.state import Memory, recall
 
 
 class Mamba1(nn.Module):
@@ -37,7 +37,7 @@ class Mamba1(nn.Module):
         dt, B, C = self.x_proj(x).split([self.config.dt_rank, self.config.d_state, self.config.d_state], -1)
         dt = F.softplus(ops.linear(dt, self.dt_proj.weight).float() + self.dt_proj.bias.float())
         A = -torch.exp(self.A_log.float())
-        y, final = ops.selective_scan(x.float(), dt, A, B, C, state["ssm"] if state else None, segments)
+        y, final = ops.selective_scan(x.float(), dt, A, B, C, recall(state, "ssm"), segments)
         if state:
             state["ssm"].copy_(final.detach())
         y = (y + self.D.float() * x.float()) * F.silu(z.float())

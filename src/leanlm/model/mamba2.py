@@ -12,7 +12,7 @@ from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.mamba1 import reset_dt_bias
-from leanlm.model.state import Memory
+from leanlm.model.state import Memory, recall
 
 
 class Mamba2(nn.Module):
@@ -42,7 +42,7 @@ class Mamba2(nn.Module):
         B, C = B.unflatten(-1, (cfg.n_groups, -1)), C.unflatten(-1, (cfg.n_groups, -1))  # [B, L, G, N]
         dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(cfg.dt_min, cfg.dt_max)  # [B, L, H]
         log_decay = dt * -torch.exp(self.A_log.float())
-        y, final = ops.ssd(x * dt[..., None], log_decay, B, C, state["ssm"] if state else None, segments)
+        y, final = ops.ssd(x * dt[..., None], log_decay, B, C, recall(state, "ssm"), segments)
         if state:
             state["ssm"].copy_(final.detach())
         y = (y + self.D.float().view(cfg.n_heads, -1) * x).flatten(2).to(z.dtype)  # [B, L, I]

@@ -8,6 +8,14 @@ from torch import Tensor
 Memory = dict[str, Tensor]  # a mixer's memory by name; axis 0 of every tensor is the batch
 
 
+def recall(memory: Memory | None, name: str) -> Tensor | None:
+    """memory[name] to compute from (None without a memory): under autograd a copy, since the memory itself is overwritten
+    before the backward pass reads what the forward pass was given."""
+    if memory is None:
+        return None
+    return memory[name].clone() if torch.is_grad_enabled() else memory[name]
+
+
 class State:
     """The memory of a batch of texts, in the order of the model's sublayers (None where a sublayer remembers nothing).
 

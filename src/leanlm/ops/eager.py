@@ -263,11 +263,16 @@ def _sdpa(q, k, v, scale, mask=None, causal=False):
     return y.transpose(1, 2)
 
 
+def _normed(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps); for one token several times faster than torch's rms_norm, which is composed anew per call."""
+    return x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+
+
 def rms_norm(x, weight, eps, round_first=False):
-    dtype = work_dtype(x)
+    v = _normed(x.to(work_dtype(x)), eps)
     if round_first:
-        return F.rms_norm(x.to(dtype), x.shape[-1:], None, eps).to(weight.dtype) * weight
-    return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps).to(weight.dtype)
+        return v.to(weight.dtype) * weight
+    return (v * weight.to(v.dtype)).to(weight.dtype)
 
 
 def layer_norm(x, weight, bias, eps):
@@ -281,7 +286,7 @@ def gated_norm(y, z, weight, eps, groups=1, norm_before_gate=False):
     if not norm_before_gate:
         v = v * gate
     parts = v.unflatten(-1, (groups, -1))
-    v = F.rms_norm(parts, parts.shape[-1:], None, eps).flatten(-2) * weight.to(dtype)
+    v = _normed(parts, eps).flatten(-2) * weight.to(dtype)
     return (v * gate if norm_before_gate else v).to(y.dtype)
 
 

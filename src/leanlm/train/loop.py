@@ -1,6 +1,7 @@
 """The training loop: one visible function. Data in, loss, step, report; checkpoints and validation at their times."""
 
 import hashlib
+import json
 import signal
 import threading
 import time
@@ -142,7 +143,8 @@ def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> t
             end = bpe.token_to_id(END_OF_TEXT)
             if texts:
                 write_shards(target, (d.text for d in texts), encode, end, bpe.get_vocab_size(), digest)
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), eos_ids=(0,), bos_id=0)
+    roles = json.dumps({"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}).encode()
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), {"tokenizer_config.json": roles})
     shards = Shards(data)
     held_shards = Shards(held) if held.is_dir() else None
     return Windows(shards, recipe.data.length, recipe.seed), held_shards, tokenizer
@@ -165,9 +167,8 @@ def validate(module: LanguageModel, held: Shards, most_bytes: int | None = None)
 
 def finish(recipe, folder, module, tokenizer, held, progress, report) -> Path:
     """Write the finished model as its family publishes it, and report its loss, as written, on all held-out text."""
-    raw = {**families.get(recipe.model.family).from_config(module.config), "eos_token_id": 0, "bos_token_id": 0}
     module.to(getattr(torch, recipe.keep.dtype))
-    save_module(folder / "model", module, families.get(recipe.model.family), raw=raw, tokenizer=tokenizer)
+    save_module(folder / "model", module, families.get(recipe.model.family), tokenizer=tokenizer)
     bpb = validate(module, held).bits_per_byte if held is not None else None
     record = Report(progress.step, recipe.schedule.steps, bits_per_byte=bpb, note=f"finished: {folder / 'model'}")
     run.log(folder, {k: v for k, v in {**asdict(record), "seconds": round(progress.seconds)}.items() if v not in (None, "")})
