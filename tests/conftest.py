@@ -64,7 +64,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def leanlm(capsys, monkeypatch):
-    """leanlm(*argv, stdin=None) runs a command line in this process: code, out, err. stdin is text or bytes, None a terminal."""
+    """leanlm(*argv, stdin=None) runs a command line in this process: code, out, err. stdin None is a terminal."""
 
     def run(*argv, stdin: str | bytes | None = None) -> SimpleNamespace:
         raw = stdin.encode() if isinstance(stdin, str) else stdin or b""

@@ -5,7 +5,9 @@ tiny checkpoints under the published ids, with a tokenizer of their own. Install
 and `.cuda()` on a machine without a device are left out.
 """
 
+import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,14 +76,10 @@ def test_generation_commands(leanlm, command):
     assert ran.out.strip()
     assert "bfloat16 on cpu" in ran.err
     assert "tokens/s" in ran.err
-    ids = leanlm(*argv, "--json").out
-    assert ids == leanlm(*argv, "--json", "--seed", "1").out or '"new_tokens": 100' in ids
 
 
 def test_generation_command_is_greedy_with_the_penalty(leanlm):
     """top_k 1 leaves temperature, top_p and min_p without effect; the repetition penalty still counts."""
-    import json
-
     import leanlm as library
 
     argv = shlex.split(COMMANDS[1])[1:]
@@ -92,8 +90,8 @@ def test_generation_command_is_greedy_with_the_penalty(leanlm):
 
 def test_rene_card_snippet(capsys):
     from leanlm import load  # from cartesia_pytorch import ReneLMHeadModel
-    from leanlm.checkpoint.tokenizer import Tokenizer  # from transformers import AutoTokenizer
     from leanlm.checkpoint.hub import download
+    from leanlm.checkpoint.tokenizer import Tokenizer  # from transformers import AutoTokenizer
 
     # model = ReneLMHeadModel.from_pretrained("cartesia-ai/Rene-v0.1-1.3b-pytorch").half().cuda()
     model = load("cartesia-ai/Rene-v0.1-1.3b-pytorch").half()  # without .cuda() on a machine without a device
@@ -109,7 +107,7 @@ def test_rene_card_snippet(capsys):
     print(out_message)
     assert capsys.readouterr().out.startswith("Rene Descartes was")
     assert outputs.shape[0] == 1
-    assert outputs.shape[1] == 50 or outputs[0, -1] in model.config.eos_ids
+    assert outputs.shape[1] == 50 or outputs[0, -1] in model.vocabulary.eos_ids
 
 
 def test_tri_card_snippet(capsys):
@@ -162,8 +160,6 @@ def test_spectra_ternary_check_as_a_command(leanlm):
 
 @pytest.mark.parametrize("repo", PUBLISHED)
 def test_every_published_id_is_pulled_shown_and_used_offline(leanlm, hub, repo):
-    from pathlib import Path
-
     assert (Path(leanlm("pull", repo).out.strip()) / "config.json").exists()
     shown = leanlm("show", repo)
     assert shown.code == 0, shown.err

@@ -125,6 +125,9 @@ def test_damage(llama, saved, name):
     with pytest.raises(CheckpointError, match=message) as caught:
         state_file.read(saved, llama)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+    if name in ("newer", "foreign", "extra"):
+        with pytest.raises(CheckpointError, match=message):
+            state_file.describe(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 300, 0.5])

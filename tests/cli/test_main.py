@@ -86,7 +86,10 @@ def test_flags_with_either_spelling(monkeypatch, flag):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--top-k", "x"], "error: Error parsing --top-k: invalid literal for int() with base 10: 'x' (see leanlm probe --help)"),
+        (
+            ["--top-k", "x"],
+            "error: Error parsing --top-k: invalid literal for int() with base 10: 'x' (see leanlm probe --help)",
+        ),
         (["--top-q", "3"], "error: Unrecognized options: --top-q, 3; did you mean --top-k? (see leanlm probe --help)"),
     ],
 )
@@ -135,6 +138,8 @@ def test_warnings_are_one_line_on_stderr(monkeypatch, capsys):
 def test_a_reader_that_leaves_is_met_with_silence():
     reading, writing = os.pipe()
     os.close(reading)
-    run = subprocess.run([sys.executable, "-m", "leanlm", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "leanlm", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writing)
     assert (run.returncode, run.stderr) == (0, "")

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import GOLDEN, add_tokenizer, copy_case, edit_config
 
 from leanlm.cli.main import main
 from leanlm.cli.sizes import count, folded, size
+from tiny_models import GOLDEN, add_tokenizer, copy_case, edit_config
 
 
 def printed(capsys, *argv: str) -> str:

@@ -10,7 +10,8 @@ from leanlm import Session
 from leanlm.errors import CheckpointError, NotFound, UsageError
 from leanlm.generate import session as sessions
 
-QUICK = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = {"max_examples": 8, "deadline": None, "derandomize": True}
+QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], **FEW)
 SSM, FULL = MIXERS[1], MIXERS[4]
 
 
@@ -28,14 +29,14 @@ def same(a: Session, b: Session) -> None:
 
 @QUICK
 @given(
-    layer_lists, st.lists(prompts, min_size=1, max_size=3), samplings, st.lists(st.integers(0, 7), max_size=3), st.booleans()
+    layer_lists, st.lists(prompts, min_size=1, max_size=2), samplings, st.lists(st.integers(0, 6), max_size=3), st.booleans()
 )
 def test_resuming_at_any_cut_equals_never_stopping(tmp_path, layers, turns, sampling, cuts, to_file):
     model = speaker(hybrid(layers))
     whole, cut = Session(model, seed=4), Session(model, seed=4)
     for turn in turns:
-        wanted = whole.generate(turn, 8, **sampling)
-        steps = [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 8])]
+        wanted = whole.generate(turn, 6, **sampling)
+        steps = [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 6])]
         found = []
         for number, step in enumerate(steps):
             found += cut.generate(None if number else turn, step, **sampling)
@@ -58,12 +59,12 @@ def test_what_was_rewound_was_never_said(layers, turns, sampling, back, kept):
     before, sessions.SNAPSHOTS = sessions.SNAPSHOTS, kept
     try:
         for turn in turns:
-            regretful.generate(turn, 5, **sampling)
+            regretful.generate(turn, 3, **sampling)
         for turn in turns[:back]:
-            innocent.generate(turn, 5, **sampling)
+            innocent.generate(turn, 3, **sampling)
         regretful.rewind(back)
         same(regretful, innocent)
-        assert regretful.generate([3, 1, 4], 6, **sampling) == innocent.generate([3, 1, 4], 6, **sampling)
+        assert regretful.generate([3, 1, 4], 3, **sampling) == innocent.generate([3, 1, 4], 3, **sampling)
         same(regretful, innocent)
     finally:
         sessions.SNAPSHOTS = before
@@ -96,7 +97,7 @@ def test_text_held_back_at_a_cut_comes_with_the_rest(tmp_path):
     model = speaker(hybrid([SSM, MIXERS[3]], seed=11), ByteTokenizer())
     full = Session(model, seed=3)
     answer = full.generate("tell me", 60, temperature=3.0)
-    stop = full.model.tokenizer.decode(full.tokens[7:]).replace("\ufffd", "")[20:23]
+    stop = next(answer[i : i + 3] for i in range(15, 60) if "\ufffd" not in answer[i : i + 3])
     wanted = (whole := Session(model, seed=3)).generate("tell me", 60, temperature=3.0, stop=stop)
     assert wanted != answer and answer.startswith(wanted)
     cut = Session(model, seed=3)
@@ -115,7 +116,7 @@ def test_an_interrupt_within_a_step_leaves_the_session_as_after_the_step_before(
     module = hybrid([SSM, FULL, SSM])
     calm, nervous = (Session(speaker(module), seed=1) for _ in range(2))
     for session in (calm, nervous):
-        session.generate([1, 2, 3], 2, temperature=1.0, eos_ids=None)
+        session.generate([1, 2, 3], 2, temperature=1.0)
     calls, inner = 0, module.layers[1][0].mixer
 
     def interrupt(*_):

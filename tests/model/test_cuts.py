@@ -8,8 +8,8 @@ from hybrid_models import LONGEST, ONE_OF_EACH, alone, build, cut_texts, hybrids
 
 from leanlm.model.config import Mamba2, ModelConfig
 
-FLOAT32 = 5e-5  # of the largest logit (and of the largest entry of each state tensor)
-BFLOAT16 = 0.1  # the same; eight bits of mantissa through up to nine sublayers whose products round differently when cut
+FLOAT32 = 3e-5  # of the largest logit (and of the largest entry of each state tensor)
+BFLOAT16 = 0.05  # the same; eight bits of mantissa through up to nine sublayers whose products round differently when cut
 SEEDS = st.integers(0, 2**20)
 quick = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -148,7 +148,7 @@ def check_packed(model, lengths, tolerance=FLOAT32):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_packed_documents_are_what_they_are_alone(name):
     model = build(alone(ONE_OF_EACH[name]))
-    for lengths in ([1, 1, 2, 30, 1], [33, 40, 5], [64, 64], [5], [2, 70, 1, 1, 60]):
+    for lengths in ([33, 1, 1, 40, 5], [64, 64], [5]):
         check_packed(model, lengths)
 
 

@@ -73,10 +73,7 @@ def read(file: str | Path, module: LanguageModel, capacity: int | None = None) -
     metadata, tensors = _open(file)
     _check_model(file, metadata, module)
     states, others = _part(tensors, "state."), _part(tensors, "extra.")
-    try:
-        extra, saved_capacity = json.loads(metadata["extra"]), int(metadata["capacity"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{file}: damaged state file ({error})") from None
+    extra, saved_capacity = _parsed(file, metadata)
     try:
         state = unpack(module, states, capacity or saved_capacity)
     except CheckpointError as error:
@@ -87,19 +84,20 @@ def read(file: str | Path, module: LanguageModel, capacity: int | None = None) -
 def describe(file: str | Path) -> dict:
     """What a state file says about itself, without its model: "summary", "dtype", "capacity", "position", "nbytes", "extra"."""
     metadata, tensors = _open(Path(file))
+    extra, capacity = _parsed(Path(file), metadata)
     position = tensors.get("state.position", torch.zeros(0, dtype=torch.int64))
     return {
         "summary": metadata.get("summary", ""),
         "dtype": metadata.get("dtype", ""),
-        "capacity": int(metadata.get("capacity", 0)),
+        "capacity": capacity,
         "position": position.tolist(),
         "nbytes": sum(tensor.nbytes for tensor in tensors.values()),
-        "extra": json.loads(metadata.get("extra", "{}")),
+        "extra": extra,
     }
 
 
 def pack(module: LanguageModel, state: State) -> tuple[dict[str, Tensor], int]:
-    """The state's tensors by name, keys and values of full attention cut to the tokens read; and the capacity they had, or 0."""
+    """The state's tensors by name, keys and values of full attention cut to the tokens read; and their capacity, or 0."""
     tensors, capacity = state.tensors(), 0
     for name, length in _growing(module):
         capacity = tensors[name].shape[1]
@@ -187,6 +185,14 @@ def _open(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if metadata.get("version") != str(VERSION):
         raise CheckpointError(f"{file}: written in version {metadata.get('version')} of the state format; this is {VERSION}")
     return metadata, tensors
+
+
+def _parsed(file: Path, metadata: Mapping[str, str]) -> tuple[dict, int]:
+    """The caller's own data, and the capacity."""
+    try:
+        return json.loads(metadata["extra"]), int(metadata["capacity"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{file}: damaged state file ({error})") from None
 
 
 def _check_model(file: Path, metadata: Mapping[str, str], module: LanguageModel) -> None:

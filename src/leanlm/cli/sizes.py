@@ -66,7 +66,9 @@ def settings(config: ModelConfig) -> dict[str, str]:
     found = {}
     for mixer in dict.fromkeys(config.sublayers):
         chosen = ((f.name, getattr(mixer, f.name)) for f in dataclasses.fields(mixer) if getattr(mixer, f.name) != f.default)
-        words = (f"{name}=({_inside(value)})" if dataclasses.is_dataclass(value) else f"{name}={value}" for name, value in chosen)
+        words = (
+            f"{name}=({_inside(value)})" if dataclasses.is_dataclass(value) else f"{name}={value}" for name, value in chosen
+        )
         found.setdefault(named(mixer), " ".join(words))
     return found
 

@@ -112,7 +112,7 @@ def _llamba() -> Iterator[Entry]:
         }
         note = "" if size == "3B" else UNREAD
         repo, tokenizer = f"cartesia-ai/Llamba-{size}", f"meta-llama/{teacher}"
-        yield Entry(f"llamba-{size.lower()}", repo, tokenizer, "llamba", config, file_bits=32, note=note)
+        yield Entry(f"llamba-{size.lower()}", repo, tokenizer, "llamba", config, bits=32, file_bits=32, note=note)
 
 
 MAMBA = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}  # width, layers
@@ -138,7 +138,7 @@ def _mamba() -> Iterator[Entry]:
         "pad_token_id": 0,
     }
     repo = "tri-ml/mamba-7b-rw"
-    yield Entry("mamba-7b", repo, NEOX, "hf_mamba", config, file_bits=32, licence=APACHE)
+    yield Entry("mamba-7b", repo, NEOX, "hf_mamba", config, bits=32, file_bits=32, licence=APACHE)
 
 
 def _mamba_ssm(width: int, layers: int, **changes) -> dict:
