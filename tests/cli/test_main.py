@@ -143,3 +143,10 @@ def test_a_reader_that_leaves_is_met_with_silence():
     )
     os.close(writing)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_text_that_the_terminal_cannot_write_is_replaced(tmp_path):
+    code = "import sys; from leanlm.cli import main as m; m.main = lambda argv: print('caf\\u00e9 \\u2603') or 0; m.run()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True)
+    assert run.stdout.split() == [b"caf?", b"?"]

@@ -110,7 +110,7 @@ def test_text_held_back_at_a_cut_comes_with_the_rest(tmp_path):
     same(whole, cut)
 
 
-@pytest.mark.parametrize("when", range(1, 9))
+@pytest.mark.parametrize("when", [1, 2, 5])
 def test_an_interrupt_within_a_step_leaves_the_session_as_after_the_step_before(when):
     """The state is half changed by then: it must be made whole again."""
     module = hybrid([SSM, FULL, SSM])
@@ -128,11 +128,11 @@ def test_an_interrupt_within_a_step_leaves_the_session_as_after_the_step_before(
     hook = inner.register_forward_hook(interrupt)
     pieces = []
     with pytest.raises(KeyboardInterrupt):
-        nervous.generate([4, 5], 20, temperature=1.0, stream=pieces.append)
+        nervous.generate([4, 5], 8, temperature=1.0, stream=pieces.append)
     hook.remove()
-    wanted = calm.generate([4, 5], 20, temperature=1.0)
+    wanted = calm.generate([4, 5], 8, temperature=1.0)
     assert [4, 5] + [i for piece in pieces for i in piece] == wanted[: 2 + len(pieces)]
-    assert [i for piece in pieces for i in piece] + nervous.generate(None, 20 - len(pieces), temperature=1.0) == wanted[2:]
+    assert [i for piece in pieces for i in piece] + nervous.generate(None, 8 - len(pieces), temperature=1.0) == wanted[2:]
     same(calm, nervous)
 
 
@@ -196,8 +196,8 @@ def test_bos_only_begins_the_first_turn():
     session = Session(speaker(hybrid([SSM]), Bos()))
     session.generate("ab", 1)
     session.generate("cd", 1)
-    assert session.tokens.count(EOS) == 1 + sum(t == EOS for t in (session.tokens[3], session.tokens[-1]))
-    assert session.turns[1].read - session.turns[1].start == 2
+    prompts = [session.tokens[turn.start : turn.read] for turn in session.turns]
+    assert prompts == [[EOS, *b"ab"], [*b"cd"]]
 
 
 class Bos(ByteTokenizer):

@@ -22,18 +22,19 @@ def save_module(
     family: Family,
     raw: dict | None = None,
     tokenizer: Tokenizer | None = None,
-    weights: Literal["safetensors", "pytorch"] = "safetensors",
+    weights: Literal["safetensors", "pytorch"] | None = None,
 ) -> None:
     """Write config.json, the weights and the tokenizer's files.
 
-    `raw`, the config.json the model came with, is kept where it still describes the model. `weights` "pytorch" writes
-    pytorch_model.bin with a tied head repeated, the only form mamba_ssm reads. All files are written aside and then take
-    their names together; weights of other forms, which they supersede, are removed last. The folder may be the one the
-    module was loaded from. Raises LeanLMError where it cannot be written.
+    `raw`, the config.json the model came with, is kept where it still describes the model. `weights` (default: what the
+    family's original reads) "pytorch" writes pytorch_model.bin with a tied head repeated. All files are written aside and
+    then take their names together; weights of other forms, which they supersede, are removed last. The folder may be the
+    one the module was loaded from. Raises LeanLMError where it cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the folder to save into")
+    weights = weights or ("pytorch" if family.pickled else "safetensors")
     tensors = published(module, family, repeat_head=weights == "pytorch")
     target = SINGLE if weights == "safetensors" else PICKLE
     superseded = _weight_files(folder) - {target}

@@ -30,7 +30,8 @@ class Family:
 
     `matches(raw)`: whether a config.json is of this family. `read(raw, names)` and `write(config)` are the bare translations
     of `to_config` and `from_config`. `rules`: every tensor of the format. `prefixes` may stand before any tensor name, in
-    this order, and are dropped.
+    this order, and are dropped. `pickled`: the original reads its weights only as a torch
+    pickle with a tied head repeated.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     write: Callable[[ModelConfig], dict]
     rules: Callable[[ModelConfig], list[Rule]]
     prefixes: tuple[str, ...] = ()
+    pickled: bool = False
 
     def to_config(self, raw: dict, names: Collection[str] = frozenset()) -> ModelConfig:
         """Our config of a published one. `names` are the tensors in the file, where known: some formats leave it to them

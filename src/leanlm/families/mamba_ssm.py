@@ -216,4 +216,4 @@ def attention_rules(theirs: str, ours: str, mixer: Attention):
     return table + linear_rules(f"{theirs}.conv1d", f"{ours}.conv", True) if mixer.d_conv else table
 
 
-FAMILY = Family("mamba_ssm", matches, read, write, rules)
+FAMILY = Family("mamba_ssm", matches, read, write, rules, pickled=True)

@@ -24,4 +24,4 @@ def write(config: ModelConfig) -> dict:
     return {**raw, "seq_len": length}
 
 
-FAMILY = Family("openlm", matches, read, write, mamba_ssm.rules, prefixes=("module.", "_orig_mod.", "model."))
+FAMILY = Family("openlm", matches, read, write, mamba_ssm.rules, prefixes=("module.", "_orig_mod.", "model."), pickled=True)
