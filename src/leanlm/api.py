@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from leanlm import families
-from leanlm.checkpoint import hub, state_file
+from leanlm.checkpoint import locate, state_file
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.load import SENSITIVE, load_module
 from leanlm.checkpoint.save import save_module
@@ -42,7 +42,7 @@ def load(
     that of the folder or of the model's repository, and None where there is none. Raises NotFound or CheckpointError.
     """
     dtype, device = as_dtype(dtype), as_device(device)
-    folder = hub.resolve(path_or_name, revision, offline)
+    folder = locate.resolve(path_or_name, revision, offline)
     if tokenizer is not None:
         tokenizer = find_tokenizer(tokenizer, offline)
     loaded = load_module(folder, dtype, device)
@@ -55,8 +55,10 @@ def find_tokenizer(given: Tokenizer | str | Path, offline: bool = False) -> Toke
     """A tokenizer given by hand: itself, its folder or file, or the hub id of its repository."""
     if not isinstance(given, str | Path):
         return given
-    if Path(given).exists() or not hub.HUB_ID.fullmatch(str(given)):
+    if Path(given).exists() or not locate.HUB_ID.fullmatch(str(given)):
         return Tokenizer.from_file(given)
+    from leanlm.checkpoint import hub  # loaded only where something may be downloaded
+
     return Tokenizer.from_folder(hub.download(str(given), needs=tokenizers.MAIN, offline=offline))
 
 

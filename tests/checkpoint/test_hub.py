@@ -11,7 +11,7 @@ import pytest
 
 from fake_hub import TOKEN, FakeHub
 from golden_cases import OWN
-from leanlm.checkpoint import hub, tokenizer
+from leanlm.checkpoint import hub, locate, tokenizer
 from leanlm.checkpoint.load import load_module
 from leanlm.errors import CheckpointError, NotFound
 from leanlm.families import catalog
@@ -46,31 +46,31 @@ def fake(published, monkeypatch):
 
 def refused(*args, **options) -> str:
     with pytest.raises(NotFound) as caught:
-        hub.resolve(*args, **options)
+        locate.resolve(*args, **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     return str(caught.value)
 
 
 def test_download_takes_only_what_is_needed(fake):
-    folder = hub.resolve(RENE.repo)
+    folder = locate.resolve(RENE.repo)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert load_module(folder).family.name == "rene"
 
 
 def test_short_names_mean_their_repository(fake):
-    assert hub.resolve("rene") == hub.resolve("RENE") == hub.resolve(RENE.repo)
+    assert locate.resolve("rene") == locate.resolve("RENE") == locate.resolve(RENE.repo)
 
 
 def test_revisions(fake):
-    main = hub.resolve("someone/llama")
-    assert hub.resolve("someone/llama", revision="v2") == main
-    assert hub.resolve("someone/llama", revision=fake.commit("someone/llama")) == main
+    main = locate.resolve("someone/llama")
+    assert locate.resolve("someone/llama", revision="v2") == main
+    assert locate.resolve("someone/llama", revision=fake.commit("someone/llama")) == main
     assert "no revision 'v3'" in refused("someone/llama", revision="v3")
 
 
 @pytest.mark.parametrize("how", ["flag", "variable", "gone", "failing"])
 def test_the_copy_on_disk_serves_without_the_hub(fake, monkeypatch, how):
-    folder = hub.resolve("someone/llama")
+    folder = locate.resolve("someone/llama")
     asked = len(fake.requests)
     if how == "gone":
         fake.stop()
@@ -80,9 +80,9 @@ def test_the_copy_on_disk_serves_without_the_hub(fake, monkeypatch, how):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if how in ("gone", "failing"):
         with pytest.warns(UserWarning, match="using the copy on disk"):
-            assert hub.resolve("someone/llama") == folder
+            assert locate.resolve("someone/llama") == folder
     else:
-        assert hub.resolve("someone/llama", offline=how == "flag") == folder
+        assert locate.resolve("someone/llama", offline=how == "flag") == folder
         assert len(fake.requests) == asked
 
 
@@ -95,7 +95,7 @@ def test_offline_and_not_on_disk(fake, monkeypatch):
 
 
 def test_half_a_download_is_not_on_disk(fake):
-    folder = hub.resolve("someone/llama")
+    folder = locate.resolve("someone/llama")
     (folder / "model.safetensors").unlink()
     assert "is not on disk" in refused("someone/llama", offline=True)
 
@@ -104,7 +104,7 @@ def test_gated(fake, monkeypatch):
     message = refused("someone/gated")
     assert "gated" in message and f"{fake.endpoint}/someone/gated" in message and "HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert (hub.resolve("someone/gated") / "config.json").exists()
+    assert (locate.resolve("someone/gated") / "config.json").exists()
 
 
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["401", "404"])
@@ -134,10 +134,12 @@ def test_a_local_folder_comes_first(fake, tmp_path, monkeypatch):
     local = tmp_path / "rene"
     shutil.copytree(OWN / "rene/gqa_groups", local)
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve(local) == local and hub.resolve("rene") == Path("rene") and hub.resolve("./rene") == Path("./rene")
+    assert (
+        locate.resolve(local) == local and locate.resolve("rene") == Path("rene") and locate.resolve("./rene") == Path("./rene")
+    )
     (local / "config.json").unlink()  # no checkpoint: only a folder that happens to have the name
-    assert hub.resolve("rene") != Path("rene")
-    assert hub.resolve("./rene") == Path("./rene")
+    assert locate.resolve("rene") != Path("rene")
+    assert locate.resolve("./rene") == Path("./rene")
 
 
 def test_names_that_mean_nothing(fake, tmp_path):
@@ -147,7 +149,7 @@ def test_names_that_mean_nothing(fake, tmp_path):
     assert refused("what is this?")
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
-        hub.resolve(tmp_path / "file")
+        locate.resolve(tmp_path / "file")
     assert fake.requests == []
 
 
@@ -159,13 +161,13 @@ def test_announced_and_never_released(fake):
 def test_builtin():
     folder = Path(hub.__file__).parent.parent / "builtin/float"
     if (folder / "config.json").exists():
-        assert hub.resolve("builtin") == hub.resolve("builtin-float") == folder
+        assert locate.resolve("builtin") == locate.resolve("builtin-float") == folder
     else:
         assert "no built-in model" in refused("builtin")
 
 
 def test_the_tokenizer_of_the_catalogue(fake, tokenizer_folder):
-    folder = hub.resolve("rene")
+    folder = locate.resolve("rene")
     found = tokenizer.find(folder, RENE)
     assert found.files == tokenizer.Tokenizer.from_folder(tokenizer_folder).files
     assert tokenizer.find(folder, None) is None
@@ -178,7 +180,7 @@ def test_the_tokenizer_of_the_catalogue(fake, tokenizer_folder):
 
 @pytest.mark.slow  # a process of its own, for the variables and the two streams
 def test_another_process_by_its_environment(published):
-    code = "from leanlm.checkpoint import hub; print(hub.resolve('rene'))"
+    code = "from leanlm.checkpoint import locate; print(locate.resolve('rene'))"
     with FakeHub(published) as fake:
         environment = {**os.environ, **fake.environment()}
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -64,7 +64,8 @@ def test_show_counts_what_is_in_the_file(capsys, case):
 
 
 def test_show_loads_no_torch():
-    code = f"import sys; from leanlm.cli.main import main; print(main(['show', {str(GOLDEN / 'bamba/base')!r}]), 'torch' in sys.modules)"
+    folder = str(GOLDEN / "bamba/base")
+    code = f"import sys; from leanlm.cli.main import main; print(main(['show', {folder!r}]), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "0 False"
     assert "bamba" in out

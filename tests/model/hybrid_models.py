@@ -1,5 +1,7 @@
 """Hypothesis strategies for any small model, one named model per mixer and option, and weights that make every part count."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import strategies as st
 
@@ -100,7 +102,9 @@ def discretes(draw):
     return DiscreteMamba2(*sizes, conv_activation=activation, bias=draw(FLAG), conv_bias=draw(FLAG))
 
 
-MLPS = st.builds(MLP, st.integers(1, 30), st.sampled_from(("gelu", "silu")), FLAG) | st.builds(GatedMLP, st.integers(1, 30), FLAG)
+MLPS = st.builds(MLP, st.integers(1, 30), st.sampled_from(("gelu", "silu")), FLAG) | st.builds(
+    GatedMLP, st.integers(1, 30), FLAG
+)
 MIXERS = attentions() | mamba1s() | mamba2s() | discretes() | MLPS
 NORMS = st.builds(Norm, st.sampled_from(("rms", "layer")), st.sampled_from((1e-6, 1e-2)), FLAG)
 
@@ -152,4 +156,4 @@ def cut_texts(draw, longest: int = LONGEST) -> tuple[int, list[int]]:
     length = draw(st.integers(1, longest))
     points = draw(st.lists(st.integers(1, max(1, length - 1)), max_size=6, unique=True)) if length > 1 else []
     ends = [0, *sorted(points), length]
-    return length, [b - a for a, b in zip(ends, ends[1:])]
+    return length, [b - a for a, b in pairwise(ends)]

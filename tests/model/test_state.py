@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from hybrid_models import ONE_OF_EACH, alone, build, hybrids, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hybrid_models import ONE_OF_EACH, alone, build, hybrids, text
 
 from leanlm.errors import CapacityError, LeanLMError, UsageError
 from leanlm.model.config import MLP, Attention, Mamba1, Mamba2, ModelConfig
 
 BOUNDED = {name: mixer for name, mixer in ONE_OF_EACH.items() if alone(mixer).bounded}
-MIXED = ModelConfig(16, 20, ((Mamba1(20, 3),), (Attention(2, 1, 8),), (MLP(8), Attention(2, 2, 4, window=5)), (Mamba2(12, 4, 3),)))
+MIXED = ModelConfig(
+    16, 20, ((Mamba1(20, 3),), (Attention(2, 1, 8),), (MLP(8), Attention(2, 2, 4, window=5)), (Mamba2(12, 4, 3),))
+)
 
 
 def copy(state):
@@ -154,9 +156,8 @@ def test_recurrent_state_is_float32_unless_asked_otherwise():
 
 def test_room_for_full_attention_is_the_context_length_unless_given():
     config = ModelConfig(8, 9, ((Attention(1, 1, 8),),), context_length=33)
-    slots = lambda state: state.memories[0]["k"].shape[1]
-    assert slots(build(config).new_state(1)) == 33
-    assert slots(build(config).new_state(1, capacity=5)) == 5
+    for asked, slots in ((None, 33), (5, 5)):
+        assert build(config).new_state(1, capacity=asked).memories[0]["k"].shape[1] == slots
 
 
 def test_a_moved_state_keeps_its_positions_on_the_cpu():

@@ -1,6 +1,5 @@
-"""Names to folders: a local folder, the built-in model, a short name of the catalog, or a Hugging Face hub id."""
+"""Repositories of the Hugging Face hub, downloaded into its cache; what the hub refuses becomes one line."""
 
-import difflib
 import re
 import sys
 import warnings
@@ -22,11 +21,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from leanlm import env
-from leanlm.checkpoint.folder import CONFIG, check_folder, weight_files
+from leanlm.checkpoint.folder import CONFIG, weight_files
 from leanlm.errors import LeanLMError, NotFound
-from leanlm.families import catalog
 
-BUILTIN = ("builtin", "builtin-float")
 SIDE_FILES = (
     CONFIG,
     "tokenizer.json",
@@ -36,32 +33,6 @@ SIDE_FILES = (
     "chat_template.jinja",
 )
 TIMEOUT = 10  # seconds until the hub counts as out of reach
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def resolve(path_or_name: str | Path, revision: str | None = None, offline: bool = False) -> Path:
-    """The local folder of a model, downloaded if need be (config, weights and tokenizer files only).
-
-    `offline`, like HF_HUB_OFFLINE, uses only what is on disk. Raises NotFound, saying what to do, where there is none.
-    """
-    text, path = str(path_or_name), Path(path_or_name).expanduser()
-    entry = catalog.resolve(text)
-    known = entry is not None or text in BUILTIN
-    if path.is_dir() and ((path / CONFIG).exists() or not known):
-        return path
-    if text in BUILTIN:
-        return _builtin(text)
-    if entry is not None:
-        if not entry.repo:
-            raise NotFound(f"{entry.name}: {entry.note}")
-        return download(entry.repo, revision or entry.revision, offline=offline)
-    if not path.exists() and HUB_ID.fullmatch(text) and not text.startswith("."):
-        return download(text, revision, offline=offline)
-    if path.exists() or "/" in text:
-        check_folder(path)
-    near = difflib.get_close_matches(text.lower(), [*(entry.name for entry in catalog.CATALOG), *BUILTIN], 1)
-    hint = f"did you mean {near[0]}?" if near else "leanlm list shows the names"
-    raise NotFound(f"{text}: no such folder and no model of that name; {hint}")
 
 
 def download(repo: str, revision: str | None = None, needs: str = CONFIG, offline: bool = False) -> Path:
@@ -157,10 +128,3 @@ def _has_weights(folder: Path) -> bool:
 def _absent(repo: str, revision: str | None) -> NoReturn:
     at = f" at revision {revision}" if revision else ""
     raise NotFound(f"{repo}{at}: is not on disk, and offline the hub is not asked; fetch it once with leanlm pull {repo}")
-
-
-def _builtin(name: str) -> Path:
-    folder = Path(__file__).parent.parent / "builtin" / "float"
-    if not (folder / CONFIG).exists():
-        raise NotFound(f"{name}: this installation has no built-in model; leanlm train builtin makes one")
-    return folder

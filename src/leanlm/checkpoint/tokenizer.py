@@ -8,7 +8,6 @@ from pathlib import Path
 
 import tokenizers
 
-from leanlm.checkpoint import hub
 from leanlm.checkpoint.aside import replacing
 from leanlm.checkpoint.chat import Template
 from leanlm.checkpoint.folder import check_folder, read_json
@@ -149,6 +148,8 @@ def find(folder: str | Path, entry: Entry | None = None, offline: bool = False) 
         return Tokenizer.from_folder(folder)
     if entry is None or not entry.tokenizer_repo:
         return None
+    from leanlm.checkpoint import hub  # loaded only where something may be downloaded
+
     try:
         return Tokenizer.from_folder(hub.download(entry.tokenizer_repo, needs=MAIN, offline=offline))
     except LeanLMError as error:

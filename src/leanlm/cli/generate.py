@@ -202,10 +202,8 @@ def report(command: Command, model, prompt, seed: int | None, outcomes: list[Out
         lines.append(f"session {tokens} tokens {speed(tokens, figures['prompt_seconds'])}")
     else:
         over = f", average of {len(outcomes)} runs" if len(outcomes) > 1 else ""
-        lines.append(
-            f"prompt  {figures['prompt_tokens']} tokens {speed(figures['prompt_tokens'], figures['prompt_seconds'])}{over}"
-        )
-        decoded = max(figures["new_tokens"] - 1, 0)
+        read, decoded = figures["prompt_tokens"], max(figures["new_tokens"] - 1, 0)
+        lines.append(f"prompt  {read} tokens {speed(read, figures['prompt_seconds'])}{over}")
         lines.append(f"decode  {decoded} tokens {speed(decoded, figures['decode_seconds'])}{over}")
     lines.append(f"state   {sizes.size(figures['state_bytes'])}")
     if seed is not None:

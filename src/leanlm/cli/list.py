@@ -11,7 +11,7 @@ COLUMNS = ("name", "parameters", "bits", "weight_bytes", "state_bytes", "licence
 
 @dataclass(frozen=True)
 class Command:
-    """List the models known by name: parameters, bits of a weight, bytes of weights and of one text's state, licence, hub id."""
+    """List the models known by name: parameters, bits of a weight, bytes of weights and of a text's state, licence, hub id."""
 
     all: bool = False
     """Also models that were announced and never released, with how to make them."""

@@ -37,6 +37,9 @@ Try: leanlm generate "def "
 
 def run() -> None:
     """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a model may say what the terminal's encoding cannot
+            stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))
 
 

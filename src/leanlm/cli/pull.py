@@ -18,6 +18,6 @@ class Command:
 
 
 def run(command: Command) -> None:
-    from leanlm.checkpoint import hub
+    from leanlm.checkpoint import locate
 
-    print(hub.resolve(command.model, revision=command.revision, offline=command.offline))
+    print(locate.resolve(command.model, revision=command.revision, offline=command.offline))

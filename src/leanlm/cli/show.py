@@ -1,7 +1,8 @@
-"""leanlm show MODEL: what a model is made of, what it costs, what is missing or odd. Loads no torch, save for pickled weights."""
+"""leanlm show MODEL: what a model is made of, what it costs, what is missing or odd. Only pickled weights need torch."""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import tyro
 
 from leanlm import families
-from leanlm.checkpoint import hub
+from leanlm.checkpoint import locate
 from leanlm.checkpoint.folder import CONFIG, find_weights, read_config, read_json
 from leanlm.checkpoint.tokenizer import MAIN
 from leanlm.cli import sizes
@@ -48,7 +49,7 @@ class Stored(NamedTuple):
 def run(command: Command) -> None:
     entry = catalog.resolve(command.model)
     try:
-        folder = hub.resolve(command.model, revision=command.revision, offline=True)
+        folder = locate.resolve(command.model, revision=command.revision, offline=True)
     except NotFound:
         if entry is None or command.revision:
             raise
@@ -88,9 +89,9 @@ def of_folder(folder: Path, entry=None) -> dict:
     config = translated(family, raw, names)
     if names:
         odd += differences(family, config, names)
-    dtypes: dict[str, int] = {}
+    dtypes: Counter[str] = Counter()
     for tensor in stored.values():
-        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numbers
+        dtypes[tensor.dtype] += tensor.numbers
     width = BYTES.get(max(dtypes, key=dtypes.get), 2) if dtypes else 2
     tokenizer = MAIN if (folder / MAIN).exists() else entry.tokenizer_repo if entry else None
     if tokenizer is None:

@@ -66,12 +66,11 @@ def settings(config: ModelConfig) -> dict[str, str]:
     found = {}
     for mixer in dict.fromkeys(config.sublayers):
         chosen = ((f.name, getattr(mixer, f.name)) for f in dataclasses.fields(mixer) if getattr(mixer, f.name) != f.default)
-        words = (
-            f"{name}=({_inside(value)})" if dataclasses.is_dataclass(value) else f"{name}={value}" for name, value in chosen
-        )
-        found.setdefault(named(mixer), " ".join(words))
+        found.setdefault(named(mixer), " ".join(f"{name}={_word(value)}" for name, value in chosen))
     return found
 
 
-def _inside(value) -> str:
-    return ", ".join(f"{f.name}={getattr(value, f.name)}" for f in dataclasses.fields(value))
+def _word(value) -> str:
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    return "(" + ", ".join(f"{f.name}={_word(getattr(value, f.name))}" for f in dataclasses.fields(value)) + ")"

@@ -11,6 +11,8 @@ import tyro
 from leanlm.cli import sizes
 from leanlm.errors import UsageError
 
+ENDINGS = {"eos": "end token", "stop": "stop string", "length": "length"}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -66,9 +68,7 @@ def text(found: dict) -> str:
         lines.append(("capacity", f"{found['capacity']} tokens of full attention"))
     if found["kind"] == "session":
         lines.append(("turns", f"{found['turns']} of {found['tokens']} tokens together"))
-        lines.append(
-            ("ended by", {"eos": "end token", "stop": "stop string", "length": "length"}.get(found["finish"], "nothing yet"))
-        )
+        lines.append(("ended by", ENDINGS.get(found["finish"], "nothing yet")))
     if found["text"]:
         lines.append(("text", shortened(found["text"])))
     return "\n".join(f"{name:10}{value}" for name, value in lines)

@@ -31,10 +31,10 @@ class Command:
 def run(command: Command) -> None:
     if command.shards is not None and command.shards < 1:
         raise UsageError(f"--shards {command.shards}: must be at least 1")
-    from leanlm.checkpoint import hub
+    from leanlm.checkpoint import locate
     from leanlm.checkpoint.load import load_module
 
-    loaded = load_module(hub.resolve(command.model, revision=command.revision, offline=command.offline))
+    loaded = load_module(locate.resolve(command.model, revision=command.revision, offline=command.offline))
     shards = command.shards or loaded.raw.get("pretraining_model_parallel") or 1
     counts = {name: magnitudes(p) for name, p in loaded.module.named_parameters() if is_matrix(name, p)}
     worst = max(counts, key=counts.get)
