@@ -9,10 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import tokenizers
+import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from golden_cases import OWN
 from leanlm.cli.main import main
+
+torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings, many times more on a busy machine
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

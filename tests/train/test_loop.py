@@ -1,5 +1,6 @@
 """The loop on a tiny recipe: it learns, it resumes exactly, and nothing is lost when it stops or fails."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,8 +10,8 @@ import torch
 
 import leanlm
 from leanlm.errors import CheckFailed, CheckpointError, UsageError
+from leanlm.train import loop, run
 from leanlm.train import recipe as recipes
-from leanlm.train import run
 from leanlm.train.loop import train
 
 RECIPE = """
@@ -57,7 +58,7 @@ def recipe(tmp_path):
 
 
 def weights(folder):
-    return {n: p for n, p in leanlm.load(folder).module.named_parameters()}
+    return dict(leanlm.load(folder).module.named_parameters())
 
 
 def test_it_learns_and_publishes(recipe, tmp_path):
@@ -126,17 +127,13 @@ def test_a_failing_save_leaves_the_older_checkpoints(recipe, tmp_path, monkeypat
 
 def test_another_recipe_does_not_continue_a_run(recipe, tmp_path):
     train(recipe, tmp_path / "run")
-    import dataclasses
-
     other = dataclasses.replace(recipe, seed=7)
     with pytest.raises(UsageError, match="another"):
         train(other, tmp_path / "run")
 
 
 def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe, tmp_path, monkeypatch):
-    from leanlm.train import loop
-
     monkeypatch.setattr(loop, "next_token_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(CheckFailed, match="windows 0 .. 3"):
+    with pytest.raises(CheckFailed, match=r"windows 0 \.\. 3"):
         train(recipe, tmp_path / "run")
     assert not run.checkpoints(tmp_path / "run")

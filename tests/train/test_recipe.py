@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from leanlm import families
 from leanlm.errors import NotFound, UsageError
 from leanlm.model.language_model import LanguageModel
 from leanlm.train import optimiser, recipe
@@ -51,12 +52,10 @@ def test_schedule(shape):
     rates = [optimiser.learning_rate(s, 1.0, schedule) for s in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(1.0 if shape == "constant" else 0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def test_only_matrices_decay():
-    from leanlm import families
-
     read = recipe.read(recipe.path_of("builtin"))
     with torch.device("meta"):
         module = LanguageModel(families.get("rene").to_config(read.model.config))

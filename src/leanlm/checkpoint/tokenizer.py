@@ -5,14 +5,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 
 from leanlm.checkpoint.aside import replacing
-from leanlm.checkpoint.chat import Template
 from leanlm.checkpoint.folder import check_folder, read_json
 from leanlm.errors import CheckpointError, LeanLMError, NotFound, UsageError
 from leanlm.families.catalog import Entry
+
+if TYPE_CHECKING:
+    from leanlm.checkpoint.chat import Template
 
 MAIN = "tokenizer.json"
 SETTINGS, SPECIAL, GENERATION, TEMPLATE = (
@@ -105,10 +108,14 @@ class Tokenizer:
         return self._id("pad_token")
 
     @cached_property
-    def chat_template(self) -> Template | None:
+    def chat_template(self) -> "Template | None":
         """The folder's chat template, None without one; chat_template.jinja comes before tokenizer_config.json's."""
         source = self.files[TEMPLATE].decode() if TEMPLATE in self.files else self._json(SETTINGS).get("chat_template")
-        return Template.parse(source) if source else None
+        if not source:
+            return None
+        from leanlm.checkpoint.chat import Template  # brings jinja2, which only conversations need
+
+        return Template.parse(source)
 
     def apply_chat(self, messages: Sequence[dict], add_generation_prompt: bool = True, **variables) -> str:
         """The text of a conversation ({"role": ..., "content": ...} each), to be encoded with `add_special=False`."""
