@@ -258,6 +258,26 @@ def test_extreme_inputs_give_finite_values_and_gradients(name, monkeypatch):
     assert all(torch.isfinite(t).all() for t in (y, h, *gradients))
 
 
+@pytest.mark.parametrize("length", [1, 2, 70])
+@pytest.mark.parametrize("name", ["eager", "reference"])
+def test_a_document_that_begins_with_the_call_forgets_the_state(name, length, monkeypatch):
+    monkeypatch.setenv("LEANLM_IMPL", name)
+    torch.manual_seed(0)
+    begun = torch.tensor([[1], [0]]).expand(2, length)
+    x, wide, B, C = (torch.randn(2, length, *rest) for rest in ((3,), (4, 3), (2, 5), (2, 5)))
+    tail, state, decay = torch.randn(2, 3, 3), torch.randn(2, 4, 3, 5), -torch.rand(2, length, 4)
+    step, A = torch.rand(2, length, 3), -torch.rand(3, 5)
+    calls = (
+        lambda tail, marks: ops.conv(x, torch.ones(3, 4), None, tail, marks),
+        lambda state, marks: ops.ssd(wide, decay, B, C, state, marks),
+        lambda state, marks: ops.selective_scan(x, step, A, B[:, :, 0], C[:, :, 0], state, marks),
+    )
+    for call, memory in zip(calls, (tail, state, state[:, 0])):
+        for found, kept, fresh in zip(call(memory, begun), call(memory, None), call(None, None), strict=True):
+            torch.testing.assert_close(found[0], fresh[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found[1], kept[1], atol=1e-5, rtol=1e-5)
+
+
 def test_the_scans_memory_does_not_depend_on_how_channels_are_blocked(monkeypatch):
     torch.manual_seed(0)
     x, dt, A = torch.randn(2, 70, 50), torch.rand(2, 70, 50), -torch.rand(50, 3)

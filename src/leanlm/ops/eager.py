@@ -14,6 +14,7 @@ SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, th
 SCAN_CHUNK = 32
 SCAN_BLOCK = 1 << 17  # state elements worked on at once, a compromise between the caches and the cost of a call
 WIDE = 16  # rows from which it pays to widen a half-precision weight first
+LARGE = 1 << 19  # elements of a weight from which it pays to deal its rows out to the threads
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -29,11 +30,24 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def linear(x, weight, bias=None):
-    if x.device.type == "cpu" and x.dtype in HALF and x.shape[:-1].numel() >= WIDE:
-        native = x.dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
-        if not native:
+    if x.device.type == "cpu":
+        rows = x.shape[:-1].numel()
+        if x.dtype in HALF and rows >= WIDE and not (x.dtype == torch.bfloat16 and cpu_multiplies_bfloat16()):
             return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        if rows == 1 and x.dtype == torch.float32 and weight.numel() >= LARGE and not torch.is_grad_enabled():
+            return _one_row(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One row times a large matrix, on all threads: torch's own product of a single row uses one, and reading the weight is
+    what it takes. The rows of the weight are dealt out as a batch."""
+    parts = torch.get_num_threads()
+    if parts == 1 or weight.shape[0] % parts or not weight.is_contiguous():
+        return F.linear(x, weight, bias)
+    shares = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)  # [parts, in, out / parts]
+    y = torch.bmm(x.reshape(1, 1, -1).expand(parts, -1, -1), shares).view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
 
 
 def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
