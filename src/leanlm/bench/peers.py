@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -20,17 +21,18 @@ from leanlm.errors import UsageError
 from leanlm.families.names import to_ours
 from leanlm.model.language_model import LanguageModel
 
+T = TypeVar("T")
 PUBLISHED = {"mamba-370m": "hf_mamba", "mamba2-370m": "hf_mamba2"}
 
 
-def peer(model: str, dtype: torch.dtype):
+def peer(model: str, dtype: torch.dtype, layers: int):
     """transformers' model of this shape with random weights; the extra `test` brings transformers."""
     try:
         import transformers
     except ImportError:
         raise UsageError("transformers is not installed: pip install 'leanlm[test]'") from None
     torch.manual_seed(0)
-    shape = {"hidden_size": 1024, "num_hidden_layers": 48, "expand": 2}
+    shape = {"hidden_size": 1024, "num_hidden_layers": layers, "expand": 2}
     if model == "mamba-370m":
         config = transformers.MambaConfig(vocab_size=50280, state_size=16, **shape)
         return transformers.MambaForCausalLM(config).to(dtype).eval()
@@ -50,16 +52,17 @@ def ours(model: str, theirs) -> LanguageModel:
     return module.eval()
 
 
-def timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that a call took, and what it returned."""
     began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+    result = call()
+    return time.perf_counter() - began, result
 
 
 @torch.no_grad()
-def compare(model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int) -> dict:
+def compare(model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int, layers: int) -> dict:
     """Medians in tokens per second of both sides, their ratios, state bytes and the largest logit difference."""
-    theirs = peer(model, dtype)
+    theirs = peer(model, dtype, layers)
     module = ours(model, theirs)
     ids = torch.randint(0, 50000, (1, prompt))
     seconds: dict[str, list[float]] = {name: [] for name in ("theirs prefill", "ours prefill", "theirs decode", "ours decode")}
@@ -72,41 +75,39 @@ def compare(model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int)
         return module(ids, state, last_only=True), state
 
     def their_decode(out):
-        token, cache = ids[:, -1:], out.cache_params
         for _ in range(new):
-            out = theirs(token, cache_params=cache, use_cache=True)
             token, cache = out.logits[:, -1:].argmax(-1), out.cache_params
+            out = theirs(token, cache_params=cache, use_cache=True)
 
-    def our_decode(state):
-        token = ids[:, -1:]
+    def our_decode(logits, state):
         for _ in range(new):
-            token = module(token, state, last_only=True)[:, -1:].argmax(-1)
+            logits = module(logits[:, -1:].argmax(-1), state, last_only=True)
 
-    their_out, (our_logits, state) = their_prefill(), our_prefill()
-    difference = (their_out.logits[:, -1].float() - our_logits[:, -1].float()).abs().max().item()
-    their_decode(their_out)
-    state_bytes = (state.nbytes, our_decode(state), state.nbytes)
-    for _ in range(repeats):
-        seconds["theirs prefill"].append(timed(their_prefill))
-        seconds["ours prefill"].append(timed(our_prefill))
-        their_out, (_, state) = their_prefill(), our_prefill()
-        seconds["theirs decode"].append(timed(lambda out=their_out: their_decode(out)))
-        seconds["ours decode"].append(timed(lambda s=state: our_decode(s)))
+    for turn in range(repeats + 1):  # the first is the warm-up
+        their_seconds, out = timed(their_prefill)
+        our_seconds, (logits, state) = timed(our_prefill)
+        difference = (out.logits[:, -1].float() - logits[:, -1].float()).abs().max().item()
+        before = state.nbytes
+        their_decoding, _ = timed(lambda begun=out: their_decode(begun))
+        our_decoding, _ = timed(lambda begun=(logits, state): our_decode(*begun))
+        took = (their_seconds, our_seconds, their_decoding, our_decoding)
+        for name, value in zip(seconds, took):
+            seconds[name] += [value] if turn else []
     rate = {name: (prompt if "prefill" in name else new) / statistics.median(runs) for name, runs in seconds.items()}
-    spread = {name: round(max(runs) / min(runs), 2) for name, runs in seconds.items()}
     return {
         "model": model,
+        "layers": layers,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "prompt": prompt,
         "new": new,
         "repeats": repeats,
         "tokens_per_second": {name: round(value, 1) for name, value in rate.items()},
-        "slowest_over_fastest": spread,
+        "slowest_over_fastest": {name: round(max(runs) / min(runs), 2) for name, runs in seconds.items()},
         "prefill_ratio": round(rate["ours prefill"] / rate["theirs prefill"], 2),
         "decode_ratio": round(rate["ours decode"] / rate["theirs decode"], 2),
         "largest_logit_difference": difference,
-        "state_bytes_before_and_after_decode": [state_bytes[0], state_bytes[2]],
+        "state_bytes_after_prefill_and_decode": [before, state.nbytes],
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
     }
 
@@ -119,9 +120,11 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=16, help="tokens of decode")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=48, help="fewer, where the peer is too slow to wait for")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result = compare(arguments.model, getattr(torch, arguments.dtype), arguments.prompt, arguments.new, arguments.repeats)
+    dtype = getattr(torch, arguments.dtype)
+    result = compare(arguments.model, dtype, arguments.prompt, arguments.new, arguments.repeats, arguments.layers)
     print(json.dumps(result, indent=1))
 
 
