@@ -3,15 +3,16 @@
 import pytest
 import torch
 from hybrid_models import LONGEST, ONE_OF_EACH, alone, build, cut_texts, hybrids, text
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from leanlm.model.config import Mamba2, ModelConfig
 
 FLOAT32 = 3e-5  # of the largest logit (and of the largest entry of each state tensor)
-BFLOAT16 = 0.05  # the same; eight bits of mantissa through up to nine sublayers whose products round differently when cut
+BFLOAT16 = 0.02  # the same, beside twice the distance of the uncut bfloat16 values from those computed in float32
 SEEDS = st.integers(0, 2**20)
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+UNSHRUNK = (Phase.explicit, Phase.generate)  # shrinking a failing model takes minutes
+quick = settings(max_examples=12, deadline=None, derandomize=True, phases=UNSHRUNK)
 
 
 def distance(found, wanted):
@@ -65,21 +66,29 @@ def test_token_by_token(name):
     check_cut(model, text(model.config, 2, 70), [1] * 70, FLOAT32)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), cut_texts(), SEEDS)
 def test_any_cut_of_any_hybrid(config, cut, seed):
     length, sizes = cut
     check_cut(build(config, seed), text(config, 2, length, seed), sizes, FLOAT32)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), cut_texts(), SEEDS)
+@torch.no_grad()
 def test_any_cut_in_bfloat16(config, cut, seed):
+    """Pieces take other products than the whole, which round elsewhere: that may cost about what bfloat16 itself costs."""
     length, sizes = cut
-    check_cut(build(config, seed, torch.bfloat16), text(config, 2, length, seed), sizes, BFLOAT16)
+    model, tokens = build(config, seed, torch.bfloat16), text(config, 2, length, seed)
+    (found, state), (wanted, whole) = read(model, tokens, sizes), read(model, tokens, [length])
+    exact, exact_state = read(model.float(), tokens, [length])
+    assert distance(found, wanted) <= BFLOAT16 + 2 * distance(wanted, exact)
+    for name, tensor in whole.tensors().items():
+        allowed = BFLOAT16 + 2 * distance(tensor, exact_state.tensors()[name])
+        assert distance(state.tensors()[name], tensor) <= allowed, name
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), cut_texts(40), SEEDS)
 def test_any_cut_by_the_reference_and_the_same_logits(config, cut, seed):
     length, sizes = cut
@@ -113,7 +122,7 @@ def test_rows_at_different_positions_continue_as_alone(name):
     check_ragged(model, [0, 1, 5, 40, 7], [1, 1, 9, 1, 2])
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), st.lists(st.integers(0, 60), min_size=1, max_size=4), cut_texts(50), SEEDS)
 def test_ragged_rows_of_any_hybrid(config, lengths, cut, seed):
     check_ragged(build(config, seed), lengths, cut[1])
@@ -152,13 +161,13 @@ def test_packed_documents_are_what_they_are_alone(name):
         check_packed(model, lengths)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), DOCUMENTS, SEEDS)
 def test_packed_documents_of_any_hybrid(config, lengths, seed):
     check_packed(build(config, seed), lengths)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), DOCUMENTS.filter(lambda lengths: sum(lengths) <= 50), SEEDS)
 def test_packed_documents_by_the_reference(config, lengths, seed):
     model = build(config, seed)
@@ -191,7 +200,7 @@ def test_a_cut_inside_a_packed_row(name):
     check_packed_cut(model, [70, 5], [1, 64, 72])
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True, phases=UNSHRUNK)
 @given(hybrids(), DOCUMENTS.filter(lambda ls: sum(ls) < LONGEST - 9), st.lists(st.integers(1, 140), max_size=5), SEEDS)
 def test_cuts_inside_packed_rows_of_any_hybrid(config, lengths, cuts, seed):
     check_packed_cut(build(config, seed), lengths, cuts)
