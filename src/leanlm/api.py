@@ -39,7 +39,8 @@ def load(
     """The model in a checkpoint folder, or of a short name, or of a hub id (downloaded unless `offline`).
 
     `dtype` None or "auto" keeps the dtypes of the file. `tokenizer` is one, or the folder, file or hub id of one; by default
-    that of the folder or of the model's repository, and None where there is none. Raises NotFound or CheckpointError.
+    that of the folder or of the model's repository, and None where there is none. Raises NotFound,
+    CheckpointError, or UsageError for a dtype or device that cannot be.
     """
     dtype, device = as_dtype(dtype), as_device(device)
     folder = locate.resolve(path_or_name, revision, offline)
@@ -76,6 +77,8 @@ def as_device(device: torch.device | str) -> torch.device:
     """A device of this machine. Raises UsageError for one it has not."""
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("meta holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

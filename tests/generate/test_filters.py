@@ -89,3 +89,11 @@ def test_mamba_ssm_min_p_bounds_raw_logits_by_token_zero(first, kept):
     sampling = Sampling(min_p=0.4, top_p=0.1, compat="mamba_ssm")
     found = filters.probabilities(torch.tensor([[first, 0.5, 1.0]]), None, sampling)[0]
     assert found.nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("extreme", [{"temperature": 1e-40}, {"repetition_penalty": 1e-38}, {"temperature": 1e30}])
+def test_extreme_settings_still_give_a_distribution(extreme):
+    logits, seen = torch.randn(3, 20) * 10, torch.rand(3, 20) < 0.5
+    kept = filters.probabilities(logits, seen, Sampling(do_sample=True, **extreme))
+    assert torch.isfinite(kept).all()
+    torch.testing.assert_close(kept.sum(-1), torch.ones(3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import leanlm
-from leanlm.errors import CheckFailed, CheckpointError, UsageError
+from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.train import loop, run
 from leanlm.train import recipe as recipes
 from leanlm.train.loop import train
@@ -119,7 +119,7 @@ def test_a_failing_save_leaves_the_older_checkpoints(recipe, tmp_path, monkeypat
         if report.step == 7:
             monkeypatch.setattr(run.torch, "save", full)
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(LeanLMError, match="No space"):
         train(recipe, tmp_path / "run", later)
     assert [p.name for p in run.checkpoints(tmp_path / "run")] == ["step-00000005"]
     assert not list((tmp_path / "run").glob("*.partial"))
@@ -127,9 +127,25 @@ def test_a_failing_save_leaves_the_older_checkpoints(recipe, tmp_path, monkeypat
 
 def test_another_recipe_does_not_continue_a_run(recipe, tmp_path):
     train(recipe, tmp_path / "run")
-    other = dataclasses.replace(recipe, seed=7)
-    with pytest.raises(UsageError, match="another"):
-        train(other, tmp_path / "run")
+    for other in (
+        dataclasses.replace(recipe, seed=7),
+        dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, batch=2)),
+    ):
+        with pytest.raises(UsageError, match="another"):
+            train(other, tmp_path / "run")
+
+
+def test_a_recipe_that_cannot_run_leaves_the_folder_to_the_corrected_one(recipe, tmp_path):
+    wrong = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, length=10**7))
+    with pytest.raises(UsageError, match="too few"):
+        train(wrong, tmp_path / "run")
+    assert train(recipe, tmp_path / "run").is_dir()
+
+
+def test_held_out_names_that_match_nothing_are_refused(recipe, tmp_path):
+    wrong = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=("nope.py",)))
+    with pytest.raises(UsageError, match="nope"):
+        train(wrong, tmp_path / "run")
 
 
 def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe, tmp_path, monkeypatch):

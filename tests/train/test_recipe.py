@@ -26,6 +26,12 @@ def test_shipped_recipes_survive_being_stored(name, tmp_path):
         ("schedule", "section.key=value"),
         ("name.x=1", "not a section"),
         ("data.vocab_size=10", "need 257"),
+        ("optimiser.lr=-1.0", "above 0"),
+        ("optimiser.betas=[0.9]", "two numbers"),
+        ("schedule.warmup=-5", "0 or more"),
+        ("seed=99999999999999999999", r"2\^63"),
+        ("threads=-1", "0 "),
+        ('name="a\\nb"', "fit for a folder"),
     ],
 )
 def test_mistakes_name_the_path(override, message):

@@ -1,5 +1,6 @@
 """Files written aside and put in place when complete, so that a full disk or an interrupt costs nothing that was there."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ def replacing(folder: Path) -> Iterator[Callable[[str], Path]]:
         yield aside
         for path in partial.values():
             _flush(path)
+        for name in partial:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
         for name, path in partial.items():
             path.replace(folder / name)
     except BaseException as error:

@@ -161,17 +161,20 @@ def once(model, prompt, wants: dict, show: Show) -> Outcome:
 
 
 def converse(command: Command, model, prompt, sampling, seed: int | None, show: Show) -> Outcome:
-    """Go on with the session's file, or begin it; it is saved when the answer is complete."""
+    """Go on with the session's file, or begin it; it is saved after the answer, and where Ctrl-C cuts that short."""
     from leanlm.generate.session import Session
 
     session = Session.load(model, command.session) if command.session.exists() else Session(model)
     began, had = time.perf_counter(), len(session.tokens)
     pieces = []
-    for piece in session.generate(prompt, command.genlen, stop=command.stop, stream=True, seed=seed, sampling=sampling):
-        show(piece)
-        pieces.append(piece)
-    seconds = time.perf_counter() - began
-    session.save(command.session)
+    try:
+        for piece in session.generate(prompt, command.genlen, stop=command.stop, stream=True, seed=seed, sampling=sampling):
+            show(piece)
+            pieces.append(piece)
+    finally:
+        seconds = time.perf_counter() - began
+        if len(session.tokens) > had:
+            session.save(command.session)
     first = max(session.turns[-1].read, had)  # where this answer, or its continuation, begins
     text = "".join(pieces) if model.tokenizer else ""
     return Outcome(text, session.tokens[first:], session.finish, first - had, seconds, None, session.state.nbytes)

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
         warnings.showwarning = show_warning
         try:
             code = dispatch(argv)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it is None where the shell closed it
+                sys.stdout.flush()
             return code
         except SystemExit as stop:  # tyro leaves this way after --help
             return stop.code if isinstance(stop.code, int) else 0
@@ -132,7 +133,8 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
 def flush_quietly() -> None:
     """What was printed before a failure still reaches its reader, if there is one."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         close_quietly()
 

@@ -22,6 +22,7 @@ class Command:
 
 
 def run(command: Command) -> None:
+    from leanlm.checkpoint.aside import replacing
     from leanlm.train import recipe
 
     if command.action == "list":
@@ -37,5 +38,6 @@ def run(command: Command) -> None:
     for source, copy in ((path, target), *((p, target.with_name(p.name)) for p in path.parent.glob(f"{path.stem}-*.txt"))):
         if copy.exists():
             raise UsageError(f"{copy}: exists already; name another file")
-        copy.write_bytes(source.read_bytes())
+        with replacing(copy.parent) as aside:
+            aside(copy.name).write_bytes(source.read_bytes())
     print(target)

@@ -79,8 +79,8 @@ class Shards:
             raise NotFound(f"{folder}: no manifest.json; tokenise the data first") from None
         except json.JSONDecodeError as error:
             raise CheckpointError(f"{folder}/manifest.json: not JSON ({error}); tokenise the data again") from None
-        if self.manifest.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}/manifest.json: shard format {self.manifest.get('format')}, {FORMAT} is read here")
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+            raise CheckpointError(f"{folder}/manifest.json: not shards of format {FORMAT}; tokenise the data again")
         self.tokens: int = self.manifest["tokens"]
         self._maps = [self._map(shard) for shard in self.manifest["shards"]]
         self._firsts = np.cumsum([0] + [s["tokens"] for s in self.manifest["shards"]])

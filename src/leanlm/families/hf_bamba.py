@@ -50,7 +50,8 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
     )
     attention_width = raw.get("head_dim") or width // heads
     bias = raw.get("attention_bias", False)
-    rope = rope_config({"partial_rotary_factor": 0.5, **raw}, attention_width, "bamba")
+    share = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor", 0.5))
+    rope = rope_config(raw, attention_width, "bamba", share)
     attention = Attention(
         n_heads=heads,
         n_kv_heads=raw.get("num_key_value_heads") or heads,

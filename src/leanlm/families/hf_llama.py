@@ -23,11 +23,10 @@ def matches(raw: dict) -> bool:
     return raw.get("model_type") == "llama"
 
 
-def rope_config(raw: dict, head_dim: int, family: str) -> Rope:
+def rope_config(raw: dict, head_dim: int, family: str, share: float = 1.0) -> Rope:
     """Rotary settings from the keys of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
     settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(settings.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    share = settings.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise CheckpointError(f"config.json: rope type {kind!r} is not supported for {family} (only default, llama3)")

@@ -25,7 +25,8 @@ def probabilities(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Te
     if sampling.compat == MAMBA_SSM:
         kept = mamba_ssm_filters(logits, sampling)
     else:
-        kept = min_p(top_p(top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p), sampling.min_p)
+        scaled = scale(logits, sampling.temperature)
+        kept = min_p(top_p(top_k(scaled, sampling.top_k), sampling.top_p), sampling.min_p)
     return kept.softmax(-1)
 
 
@@ -62,7 +63,13 @@ def penalise(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:
     al. 2019, arXiv 1909.05858, section 4.1, in the form every library uses)."""
     if penalty == 1.0 or seen is None:
         return logits
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    limit = torch.finfo(logits.dtype).max
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty).clamp(-limit, limit), logits)
+
+
+def scale(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over temperature, relative to the largest of each row, so that no temperature makes them overflow."""
+    return (logits - logits.max(-1, keepdim=True).values) / temperature
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -96,9 +103,9 @@ def mamba_ssm_filters(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k > 0:
         values, kept = logits.topk(min(sampling.top_k, logits.shape[-1]))
         only = torch.full_like(logits, OUT).scatter(1, kept, values)
-        return top_p(only / sampling.temperature, sampling.top_p)
+        return top_p(scale(only, sampling.temperature), sampling.top_p)
     if sampling.min_p > 0:
         bound = logits[:, :1] * sampling.min_p
         out = (bound > 0) & (bound < 1) & (logits < bound)
-        return logits.masked_fill(out, OUT) / sampling.temperature
-    return top_p(logits / sampling.temperature, sampling.top_p)
+        return scale(logits.masked_fill(out, OUT), sampling.temperature)
+    return top_p(scale(logits, sampling.temperature), sampling.top_p)

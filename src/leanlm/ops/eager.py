@@ -87,7 +87,7 @@ def ssd(x, log_decay, B, C, state=None, segments=None):
     B_, C_ = B_.movedim(3, 2), C_.movedim(3, 2)  # [B, c, G, Q, N]
     # Decay since the chunk began [B, c, Q, H]. Differences of these sums are wanted: after one strong decay float32 would
     # have lost the digits of the weak ones that follow.
-    la = la.cumsum(2, dtype=torch.float64)
+    la = la.cumsum(2, dtype=dtype if x.device.type == "mps" else torch.float64)  # Apple's GPUs have no float64
     documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, c, Q]
     y = _within_chunks(x_, la, B_, C_, documents)  # [B, c, Q, H, P]
 

@@ -1,5 +1,6 @@
 """The training loop: one visible function. Data in, loss, step, report; checkpoints and validation at their times."""
 
+import dataclasses
 import hashlib
 import json
 import signal
@@ -56,10 +57,11 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_recipe(recipe, folder)
-    windows, held, tokenizer = prepare(recipe, folder, report)
+    _check_same_run(recipe, folder)
     module = build(recipe)
     optimiser = optimisers.build(module, recipe.optimiser)
+    windows, held, tokenizer = prepare(recipe, folder, report)
+    recipes.write(recipe, folder / "recipe.toml")
     progress = Progress()
     if past := run.checkpoints(folder):
         progress = run.restore(past[-1], module, optimiser)
@@ -129,9 +131,16 @@ def build(recipe: Recipe) -> LanguageModel:
 def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> tuple[Windows, Shards | None, Tokenizer]:
     """Tokenizer and shards of the run, made once and kept in its folder."""
     path, data, held = folder / "tokenizer.json", folder / "data", folder / "held"
-    if not (path.is_file() and (data / "manifest.json").is_file()):
+    accepted = (folder / "recipe.toml").is_file()  # else what lies there is of a recipe that could not run
+    if not (accepted and path.is_file() and (data / "manifest.json").is_file()):
         documents = list(sources.read(recipe.data.source, recipe.data.suffix))
         learned, kept = sources.split(documents, recipe.data.held_out)
+        if absent := set(recipe.data.held_out) - {d.name for d in kept}:
+            if not kept:
+                raise UsageError(f"data.held_out: {recipe.data.source} has no document named {min(absent)!r}")
+            report(
+                Report(0, recipe.schedule.steps, note=f"{len(absent)} held-out names are not in this source: {min(absent)} ...")
+            )
         size = sum(len(d.text.encode()) for d in learned)
         report(Report(0, recipe.schedule.steps, note=f"reading {len(learned)} documents, {size / 1e6:.1f} MB"))
         bpe = train_bpe((d.text for d in learned), recipe.data.vocab_size)
@@ -176,15 +185,16 @@ def finish(recipe, folder, module, tokenizer, held, progress, report) -> Path:
     return folder / "model"
 
 
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Store the recipe; refuse a folder whose run differs in anything but its length and what it keeps."""
+def _check_same_run(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder whose run differs in anything but its name, its number of steps, what it keeps, and threads."""
     path = folder / "recipe.toml"
-    if path.is_file():
-        past = recipes.read(path)
-        for field in ("model", "data", "optimiser", "seed"):
-            if getattr(past, field) != getattr(recipe, field):
-                raise UsageError(f"{folder}: holds a run with another [{field}]; name another folder, or the same recipe")
-    recipes.write(recipe, path)
+    if not path.is_file():
+        return
+    past = recipes.read(path)
+    past = dataclasses.replace(past, schedule=dataclasses.replace(past.schedule, steps=recipe.schedule.steps))
+    for field in ("model", "data", "optimiser", "schedule", "seed"):
+        if getattr(past, field) != getattr(recipe, field):
+            raise UsageError(f"{folder}: holds a run with another [{field}]; name another folder, or the same recipe")
 
 
 @contextmanager

@@ -134,6 +134,23 @@ def _check(recipe: Recipe) -> None:
     ):
         if value < 1:
             raise UsageError(f"{recipe.name}: {path} = {value}; it must be at least 1")
+    optimiser, schedule = recipe.optimiser, recipe.schedule
+    for path, fits, meant in (
+        ("optimiser.lr", optimiser.lr > 0, "above 0"),
+        (
+            "optimiser.betas",
+            len(optimiser.betas) == 2 and all(0 <= b < 1 for b in optimiser.betas),
+            "two numbers from 0 to below 1",
+        ),
+        ("optimiser.weight_decay", optimiser.weight_decay >= 0, "0 or more"),
+        ("optimiser.clip", optimiser.clip >= 0, "0 (no clipping) or more"),
+        ("schedule.warmup", schedule.warmup >= 0, "0 or more"),
+        ("seed", 0 <= recipe.seed < 2**63, "from 0 to 2^63"),
+        ("threads", recipe.threads >= 0, "0 (torch's choice) or more"),
+        ("name", recipe.name.isprintable() and recipe.name.strip("./"), "a name fit for a folder"),
+    ):
+        if not fits:
+            raise UsageError(f"{recipe.name!r}: {path} must be {meant}")
     if recipe.data.vocab_size < 257:
         raise UsageError(f"{recipe.name}: data.vocab_size = {recipe.data.vocab_size}; end of text and 256 bytes need 257")
 

@@ -6,6 +6,8 @@ step-00000200/    weights, optimiser, progress model/        the finished model 
 """
 
 import json
+import pickle
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from leanlm.errors import CheckpointError
+from leanlm.errors import CheckpointError, LeanLMError
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Progress:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first by step."""
-    return sorted((p for p in folder.glob("step-*") if p.suffix != ".partial"), key=lambda p: int(p.name.split("-")[1]))
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
 def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
@@ -44,6 +46,9 @@ def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, prog
         (aside / "progress.json").write_text(json.dumps(asdict(progress)))
         shutil.rmtree(final, ignore_errors=True)
         aside.replace(final)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        shutil.rmtree(aside, ignore_errors=True)
+        raise LeanLMError(f"{final}: cannot write ({_first_line(error)}); older checkpoints are as they were") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -53,15 +58,15 @@ def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, prog
 
 
 def restore(checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-    """Load weights and optimiser state in place; raises CheckpointError naming the damaged file and the way out."""
+    """Load weights and optimiser state in place; raises CheckpointError naming the damaged checkpoint and the way out."""
     try:
         progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
         module.load_state_dict(load_file(checkpoint / "weights.safetensors"))
         optimiser.load_state_dict(torch.load(checkpoint / "optimiser.pt", weights_only=True))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, KeyError, EOFError, pickle.UnpicklingError) as error:
         older = [p.name for p in checkpoints(checkpoint.parent) if p != checkpoint]
         remedy = f"remove it to go on from {older[-1]}" if older else "remove it to start again"
-        raise CheckpointError(f"{checkpoint}: damaged checkpoint ({str(error).splitlines()[0]}); {remedy}") from None
+        raise CheckpointError(f"{checkpoint}: damaged checkpoint ({_first_line(error)}); {remedy}") from None
     return progress
 
 
@@ -69,3 +74,7 @@ def log(folder: Path, record: dict) -> None:
     """Append one JSON line to the run's log."""
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
