@@ -137,7 +137,10 @@ def tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the folder's weights, from the headers of the files alone where they are safetensors."""
     main = find_weights(folder)
     if main.suffix == ".json":
-        files = {folder / Path(str(shard)).name for shard in read_json(main).get("weight_map", {}).values()}
+        shards = read_json(main).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{main}: no weight_map, the table of which file holds which tensor")
+        files = {folder / Path(str(shard)).name for shard in shards.values()}
     else:
         files = {main}
     if any(file.suffix != ".safetensors" for file in files):

@@ -89,8 +89,7 @@ def write(config: ModelConfig) -> dict:
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "partial_rotary_factor": ratio(attention.rope.dim, attention.head_dim) if attention.rope else 0.0,
-        **(rope_settings(attention.rope) if attention.rope else {}),
+        **_rotary_settings(attention),
         "vocab_size": config.padded_vocab_size,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm.eps,
@@ -115,6 +114,15 @@ def _mamba_settings(mixer: Mamba2, width: int) -> dict:
         "mamba_conv_bias": mixer.conv_bias,
         "time_step_limit": [mixer.dt_min, float("inf") if mixer.dt_max is None else mixer.dt_max],
     }
+
+
+def _rotary_settings(attention: Attention) -> dict:
+    """transformers 4 reads the share that is rotated at the top, transformers 5 inside rope_parameters alone."""
+    if not attention.rope:
+        return {"partial_rotary_factor": 0.0}
+    old = {"partial_rotary_factor": ratio(attention.rope.dim, attention.head_dim), **rope_settings(attention.rope)}
+    scaling = old.pop("rope_scaling")
+    return {**old, "rope_parameters": {"rope_type": "default", **old, **(scaling or {})}}
 
 
 def rules(config: ModelConfig):
