@@ -12,7 +12,7 @@ from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.load import SENSITIVE, load_module
 from leanlm.checkpoint.save import save_module
 from leanlm.checkpoint.tokenizer import Tokenizer
-from leanlm.errors import UsageError
+from leanlm.errors import UsageError, first_line
 from leanlm.families import catalog
 from leanlm.generate import engine
 from leanlm.generate.engine import Generation, Row
@@ -81,7 +81,7 @@ def as_device(device: torch.device | str) -> torch.device:
             raise RuntimeError("meta holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(f"device {str(device)!r} cannot be used on this machine ({reason}); try cpu") from None
     return found
 

@@ -33,3 +33,8 @@ class CheckFailed(LeanLMError):
 
 class CapacityError(LeanLMError):
     """A state with full attention was asked to remember more tokens than it was made for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand inside one of ours; its type's name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

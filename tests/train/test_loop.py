@@ -142,6 +142,14 @@ def test_a_recipe_that_cannot_run_leaves_the_folder_to_the_corrected_one(recipe,
     assert train(recipe, tmp_path / "run").is_dir()
 
 
+def test_text_held_out_by_a_refused_recipe_is_forgotten(recipe, tmp_path):
+    with pytest.raises(UsageError, match="too few"):
+        train(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, length=10**7)), tmp_path / "run")
+    reports = []
+    train(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=())), tmp_path / "run", reports.append)
+    assert all(report.bits_per_byte is None for report in reports)
+
+
 def test_held_out_names_that_match_nothing_are_refused(recipe, tmp_path):
     wrong = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=("nope.py",)))
     with pytest.raises(UsageError, match="nope"):

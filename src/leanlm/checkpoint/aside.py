@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from leanlm.errors import LeanLMError
+from leanlm.errors import LeanLMError, first_line
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def replacing(folder: Path) -> Iterator[Callable[[str], Path]]:
                 path.rmdir()
         # torch reports a failed write as a RuntimeError, safetensors as its own.
         if isinstance(error, OSError | SafetensorError | RuntimeError):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise LeanLMError(f"{folder}: cannot write ({reason}); nothing there was changed") from error
         raise
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from leanlm import env
 from leanlm.checkpoint.folder import CONFIG, weight_files
-from leanlm.errors import LeanLMError, NotFound
+from leanlm.errors import LeanLMError, NotFound, first_line
 
 SIDE_FILES = (
     CONFIG,
@@ -99,7 +99,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> str:
         status = error.response.status_code
         way = "log in (hf auth login) or set HF_TOKEN" if status in (401, 403) else "try again later"
         return f"{repo}: the hub answered {status}; {way}"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return f"{repo}: cannot download from {constants.ENDPOINT} ({reason}); check the network, or give a local folder"
 
 

@@ -11,7 +11,7 @@ import tokenizers
 
 from leanlm.checkpoint.aside import replacing
 from leanlm.checkpoint.folder import check_folder, read_json
-from leanlm.errors import CheckpointError, LeanLMError, NotFound, UsageError
+from leanlm.errors import CheckpointError, LeanLMError, NotFound, UsageError, first_line
 from leanlm.families.catalog import Entry
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Tokenizer:
         try:
             core = tokenizers.Tokenizer.from_buffer(files[MAIN])
         except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{folder / MAIN}: not a tokenizer ({_first_line(error)})") from None
+            raise CheckpointError(f"{folder / MAIN}: not a tokenizer ({first_line(error)})") from None
         return cls(core, files)
 
     @classmethod
@@ -74,7 +74,7 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)), {MAIN: path.read_bytes()})
         except Exception as error:
-            raise CheckpointError(f"{path}: not a tokenizer ({_first_line(error)})") from None
+            raise CheckpointError(f"{path}: not a tokenizer ({first_line(error)})") from None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids; without `add_special` the post-processor adds nothing (chat templates write such tokens themselves)."""
@@ -162,7 +162,3 @@ def find(folder: str | Path, entry: Entry | None = None, offline: bool = False) 
     except LeanLMError as error:
         warnings.warn(f"no tokenizer, token ids only: {error}", stacklevel=2)
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

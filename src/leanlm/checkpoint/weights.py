@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from leanlm.checkpoint.folder import find_weights, read_json
-from leanlm.errors import CheckpointError
+from leanlm.errors import CheckpointError, first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")  # where training programs put the tensors
@@ -44,7 +44,7 @@ class Weights(Mapping[str, Tensor]):
         try:
             tensor = self._reader(file)[1](name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({_first_line(error)})") from None
+            raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({first_line(error)})") from None
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{file}: entry {name!r} is a {type(tensor).__name__}, not a tensor")
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
@@ -119,8 +119,4 @@ def _damage(path: Path, error: Exception) -> str:
         with path.open("rb") as file:
             if file.read(20).startswith(b"version https://git-"):
                 return "is a Git LFS pointer, not the weights; run git lfs pull there"
-    return f"damaged or cut short ({_first_line(error)}); download it again"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return f"damaged or cut short ({first_line(error)}); download it again"

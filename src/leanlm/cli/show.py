@@ -15,7 +15,7 @@ from leanlm.checkpoint import locate
 from leanlm.checkpoint.folder import CONFIG, find_weights, read_config, read_json
 from leanlm.checkpoint.tokenizer import MAIN
 from leanlm.cli import sizes
-from leanlm.errors import CheckpointError, LeanLMError, NotFound
+from leanlm.errors import CheckpointError, LeanLMError, NotFound, first_line
 from leanlm.families import catalog
 from leanlm.model import cost
 from leanlm.model.config import ModelConfig
@@ -155,7 +155,7 @@ def tensors(folder: Path) -> dict[str, Stored]:
                     part = opened.get_slice(name)
                     found[name] = Stored(tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: missing, damaged or cut short ({str(error).splitlines()[0]})") from None
+            raise CheckpointError(f"{file}: missing, damaged or cut short ({first_line(error)})") from None
     return found
 
 

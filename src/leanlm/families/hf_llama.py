@@ -24,7 +24,9 @@ def matches(raw: dict) -> bool:
 
 
 def rope_config(raw: dict, head_dim: int, family: str, share: float = 1.0) -> Rope:
-    """Rotary settings from the keys of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
+    """Rotary settings from the keys of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
+
+    `share` is the part of a head that is rotated: a family that has it reads it, and transformers' Llama ignores the key."""
     settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(settings.get("rope_theta", raw.get("rope_theta", 10000.0)))
     kind = settings.get("rope_type", settings.get("type", "default"))

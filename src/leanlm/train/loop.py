@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -135,6 +136,7 @@ def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> t
     if not (accepted and path.is_file() and (data / "manifest.json").is_file()):
         documents = list(sources.read(recipe.data.source, recipe.data.suffix))
         learned, kept = sources.split(documents, recipe.data.held_out)
+        shutil.rmtree(held, ignore_errors=True)
         if absent := set(recipe.data.held_out) - {d.name for d in kept}:
             if not kept:
                 raise UsageError(f"data.held_out: {recipe.data.source} has no document named {min(absent)!r}")

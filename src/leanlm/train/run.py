@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from leanlm.errors import CheckpointError, LeanLMError
+from leanlm.errors import CheckpointError, LeanLMError, first_line
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, prog
         aside.replace(final)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         shutil.rmtree(aside, ignore_errors=True)
-        raise LeanLMError(f"{final}: cannot write ({_first_line(error)}); older checkpoints are as they were") from error
+        raise LeanLMError(f"{final}: cannot write ({first_line(error)}); older checkpoints are as they were") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -66,7 +66,7 @@ def restore(checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimize
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, KeyError, EOFError, pickle.UnpicklingError) as error:
         older = [p.name for p in checkpoints(checkpoint.parent) if p != checkpoint]
         remedy = f"remove it to go on from {older[-1]}" if older else "remove it to start again"
-        raise CheckpointError(f"{checkpoint}: damaged checkpoint ({_first_line(error)}); {remedy}") from None
+        raise CheckpointError(f"{checkpoint}: damaged checkpoint ({first_line(error)}); {remedy}") from None
     return progress
 
 
@@ -74,7 +74,3 @@ def log(folder: Path, record: dict) -> None:
     """Append one JSON line to the run's log."""
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
