@@ -336,8 +336,9 @@ def test_full_disk_leaves_no_half_saved_model(model, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_of_a_float_model(refused, model):
-    refused(5, "not ternary", "verify", model)
+def test_verify_of_a_float_model(leanlm, model):
+    ran = leanlm("verify", model, "--ternary")
+    assert ran.code == 5 and re.fullmatch("error: .*21 of 21 matrices are not ternary.*\n", ran.err)
 
 
 def test_show_of_a_file(refused, model):

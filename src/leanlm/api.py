@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leanlm import families
 from leanlm.checkpoint import locate, state_file
@@ -22,6 +22,7 @@ from leanlm.generate.stopping import TextStream, stop_strings
 from leanlm.generate.vocabulary import Vocabulary
 from leanlm.model.config import ModelConfig
 from leanlm.model.language_model import LanguageModel
+from leanlm.model.packed import Packed
 from leanlm.model.state import State
 
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
@@ -114,7 +115,7 @@ class Model:
 
     @property
     def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        return sum(weight.numel() for weight in self.module.weights().values())
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -218,9 +219,13 @@ class Model:
         ]
         return asked, Generation(self.module, rows, sampling, vocabulary.ending(eos_ids))
 
-    def save(self, folder: str | Path) -> None:
-        """Write the model, with its tokenizer, into `folder` in its family's published layout."""
-        save_module(folder, self.module, families.get(self.family), self.raw, self.tokenizer)
+    def save(self, folder: str | Path, container: str | None = None) -> None:
+        """Write the model, with its tokenizer, into `folder` in its family's published layout.
+
+        `container` is the format of packed weights, "compressed-tensors", "gptq" or "leanlm"; by default the one they came
+        in, or else the first of compressed-tensors and leanlm that holds them exactly.
+        """
+        save_module(folder, self.module, families.get(self.family), self.raw, self.tokenizer, container=container)
 
     def save_state(self, state: State, file: str | Path) -> None:
         """Write `state` into one file that belongs to this model."""
@@ -271,9 +276,12 @@ class Model:
         return ids.long()
 
 
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """In place: every parameter in `dtype`, but decays and skips of the scans not in less than they have."""
-    for name, parameter in module.named_parameters():
-        narrows = torch.promote_types(parameter.dtype, dtype) != dtype
-        if not (narrows and name.rpartition(".")[2] in SENSITIVE):
-            parameter.data = parameter.data.to(dtype)
+def cast(module: LanguageModel, dtype: torch.dtype) -> None:
+    """In place: every parameter in `dtype`, but decays and skips of the scans not in less than they have. What is packed
+    stays as it is, and gives its values in `dtype`."""
+    for name, weight in module.weights().items():
+        narrows = torch.promote_types(weight.dtype, dtype) != dtype
+        if isinstance(weight, Packed):
+            weight.dtype = dtype
+        elif not (narrows and name.rpartition(".")[2] in SENSITIVE):
+            weight.data = weight.data.to(dtype)

@@ -104,15 +104,8 @@ def test_verify_accepts_ternary_and_refuses_float(capsys, tmp_path):
     assert json.loads(printed(capsys, "verify", ternary, "--json"))["ternary"]
     assert main(["verify", ternary, "--shards", "2"]) == 5
     assert "--shards" in capsys.readouterr().err
-    assert main(["verify", str(GOLDEN / "llama/bf16")]) == 5
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_magnitudes_are_counted_in_every_dtype(dtype):
-    from leanlm.cli.verify import magnitudes
-
-    weight = torch.tensor([[0.0, -0.0, 1.5, -1.5], [0.25, 0.25, 1.5, 0.0]], dtype=dtype)
-    assert magnitudes(weight) == 3
+    assert main(["verify", str(GOLDEN / "llama/bf16"), "--ternary"]) == 5
+    assert "ternary: no; 0 of them" in printed(capsys, "verify", str(GOLDEN / "llama/bf16"))
 
 
 def test_doctor_names_every_operation_and_variable(capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leanlm.ops import dispatch, eager
+from leanlm.ops import dispatch, eager, packing
 
 
 def normal(*shape, seed=0):
@@ -33,6 +33,20 @@ SCAN_STATE = normal(2, 3, 2, seed=5)
 QKV = normal(2, 5, 4, 3), normal(2, 5, 2, 3, seed=1), normal(2, 5, 2, 3, seed=2)
 GATED = normal(2, 4), normal(2, 4, seed=1), normal(4, seed=2)
 
+CODES = torch.randint(16, (4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+PACKED = {
+    "codes": packing.pack(CODES, 4),
+    "scales": torch.ones(4, 2).half() / 8,
+    "zeros": CODES[:, :2],
+    "g_idx": None,
+    "bits": 4,
+}
+TRITS = {
+    "codes": packing.pack(CODES % 3, 2),
+    "scales": torch.tensor([0.5, 0.25]).half(),
+    "starts": torch.tensor([0, 2], dtype=torch.int32),
+}
+
 # name, beginning with the operation: (its differentiable arguments, the others by name)
 CHECKS = {
     "conv": (CONV, {}),
@@ -58,6 +72,9 @@ CHECKS = {
     "gated_norm": (GATED, {"eps": 1e-5, "groups": 2}),
     "gated_norm, norm first": (GATED, {"eps": 1e-5, "groups": 2, "norm_before_gate": True}),
     "rotate": ((normal(2, 5, 2, 5), normal(2, 5, 2, seed=1), normal(2, 5, 2, seed=2)), {}),
+    "grouped_linear": ((normal(2, 5, 6),), PACKED),
+    "ternary_linear": ((normal(2, 5, 6),), {**TRITS, "along_rows": True}),
+    "ternary_linear, columns": ((normal(2, 5, 6),), {**TRITS, "along_rows": False}),
     "linear": ((normal(2, 5, 3), normal(4, 3, seed=1), normal(4, seed=2)), {}),
 }
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanlm import ops
-from leanlm.ops import dispatch, eager, reference
+from leanlm.ops import dispatch, eager, packing, reference
 
 FAST = sorted({(op, name) for (op, _), names in dispatch.TABLE.items() for name in names if name != "reference"})
 LENGTHS = (1, 2, 3, 31, 32, 33, 64, 65, 130)  # below the kernel, around one chunk of either scan, several chunks
+FLAG = st.booleans()
 NORMED = st.integers(6, 33)  # a norm over very few channels is nearly a sign: its gradient is all rounding
 
 
@@ -122,6 +123,41 @@ def linear(draw, dtype):
     }
 
 
+def codes(draw, *shape, below):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return torch.randint(below, shape, generator=generator, dtype=torch.uint8)
+
+
+@st.composite
+def grouped_linear(draw, dtype):
+    bits, G = draw(st.sampled_from((2, 3, 4, 6, 8))), draw(st.integers(1, 4))
+    rows, n, R = draw(st.sampled_from((1, 3, 16))), G * draw(st.integers(1, 11)), draw(st.integers(1, 17))
+    return {
+        "x": normal(draw, 1, rows, n, dtype=dtype),
+        "codes": packing.pack(codes(draw, R, n, below=2**bits), bits),
+        "scales": (uniform(draw, R, G) / 8 + 0.01).half(),
+        "zeros": maybe(draw, codes(draw, R, G, below=2**bits)),
+        "g_idx": maybe(draw, codes(draw, n, below=G).int()),
+        "bits": bits,
+        "bias": maybe(draw, normal(draw, R, dtype=dtype)),
+    }
+
+
+@st.composite
+def ternary_linear(draw, dtype):
+    rows, n, R, along_rows = draw(st.sampled_from((1, 3, 16))), draw(st.integers(1, 33)), draw(st.integers(1, 17)), draw(FLAG)
+    longest = R if along_rows else n
+    starts = sorted({0, *draw(st.lists(st.integers(0, longest - 1), max_size=5))})
+    return {
+        "x": normal(draw, 1, rows, n, dtype=dtype),
+        "codes": packing.pack(codes(draw, R, n, below=3), 2),
+        "scales": uniform(draw, len(starts)).half(),
+        "starts": torch.tensor(starts, dtype=torch.int32),
+        "along_rows": along_rows,
+        "bias": maybe(draw, normal(draw, R, dtype=dtype)),
+    }
+
+
 @st.composite
 def rms_norm(draw, dtype):
     D = draw(NORMED)
@@ -160,10 +196,13 @@ def rotate(draw, dtype):
     return {"x": normal(draw, B, L, H, P, dtype=dtype), "cos": angles.cos(), "sin": angles.sin()}
 
 
+STORED = {"scales"}  # of packed weights, which have no gradients
+
+
 def run(op, arguments):
     """Outputs as a tuple, and the gradient of a fixed random projection of them for every floating argument."""
     arguments = {
-        k: v.detach().clone().requires_grad_(v.is_floating_point()) if isinstance(v, torch.Tensor) else v
+        k: v.detach().clone().requires_grad_(v.is_floating_point() and k not in STORED) if isinstance(v, torch.Tensor) else v
         for k, v in arguments.items()
     }
     outputs = op(**arguments)
@@ -172,7 +211,7 @@ def run(op, arguments):
     weighed = [
         (y.double() * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)).sum() for y in outputs
     ]
-    leaves = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    leaves = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.requires_grad}
     gradients = torch.autograd.grad(sum(weighed), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return outputs, dict(zip(leaves, gradients))
 

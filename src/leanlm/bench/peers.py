@@ -20,6 +20,7 @@ from leanlm import families
 from leanlm.errors import UsageError
 from leanlm.families.names import to_ours
 from leanlm.model.language_model import LanguageModel
+from leanlm.quantize import convert
 
 T = TypeVar("T")
 PUBLISHED = {"mamba-370m": "hf_mamba", "mamba2-370m": "hf_mamba2"}
@@ -60,10 +61,14 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 @torch.no_grad()
-def compare(model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int, layers: int) -> dict:
+def compare(
+    model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int, layers: int, format: str | None = None
+) -> dict:
     """Medians in tokens per second of both sides, their ratios, state bytes and the largest logit difference."""
     theirs = peer(model, dtype, layers)
     module = ours(model, theirs)
+    if format:
+        convert.to_format(module, format)
     ids = torch.randint(0, 50000, (1, prompt))
     seconds: dict[str, list[float]] = {name: [] for name in ("theirs prefill", "ours prefill", "theirs decode", "ours decode")}
 
@@ -98,6 +103,7 @@ def compare(model: str, dtype: torch.dtype, prompt: int, new: int, repeats: int,
         "model": model,
         "layers": layers,
         "dtype": str(dtype).removeprefix("torch."),
+        "format": format or "float",
         "threads": torch.get_num_threads(),
         "prompt": prompt,
         "new": new,
@@ -116,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=PUBLISHED, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--format", help="of our matrices: int8, int4, int4-g64 ...; the peer keeps its dtype")
     parser.add_argument("--prompt", type=int, default=1024, help="tokens of prefill")
     parser.add_argument("--new", type=int, default=16, help="tokens of decode")
     parser.add_argument("--repeats", type=int, default=3)
@@ -124,7 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
-    result = compare(arguments.model, dtype, arguments.prompt, arguments.new, arguments.repeats, arguments.layers)
+    sizes = arguments.prompt, arguments.new, arguments.repeats, arguments.layers
+    result = compare(arguments.model, dtype, *sizes, arguments.format)
     print(json.dumps(result, indent=1))
 
 

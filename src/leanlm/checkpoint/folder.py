@@ -9,6 +9,7 @@ from pathlib import Path
 from leanlm.errors import CheckpointError, LeanLMError, NotFound
 
 CONFIG = "config.json"
+GPTQ_CONFIG = "quantize_config.json"  # where early GPTQ folders keep their quantization_config
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -28,7 +29,10 @@ def read_config(folder: Path) -> dict:
     if not path.exists():
         what = f"no {CONFIG}" if any(folder.iterdir()) else "the folder is empty"
         raise CheckpointError(f"{folder}: {what}; a checkpoint is a folder with {CONFIG} and its weights")
-    return read_json(path)
+    raw = read_json(path)
+    if "quantization_config" not in raw and (folder / GPTQ_CONFIG).exists():
+        raw["quantization_config"] = {"quant_method": "gptq", **read_json(folder / GPTQ_CONFIG)}
+    return raw
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from leanlm import env
-from leanlm.checkpoint.folder import CONFIG, weight_files
+from leanlm.checkpoint.folder import CONFIG, GPTQ_CONFIG, weight_files
 from leanlm.errors import LeanLMError, NotFound, first_line
 
 SIDE_FILES = (
     CONFIG,
+    GPTQ_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

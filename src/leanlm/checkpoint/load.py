@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from leanlm import families
 from leanlm.checkpoint.folder import CONFIG, read_config, translating
+from leanlm.checkpoint.published import Published
 from leanlm.checkpoint.weights import Weights
 from leanlm.errors import CheckpointError, UsageError
 from leanlm.families import Family, Rule, names
 from leanlm.model.config import ModelConfig
 from leanlm.model.language_model import LanguageModel
+from leanlm.model.packed import Packed
 
 SENSITIVE = {"A_log", "D", "dt_bias"}  # exponents and skips of the scans, which lose more than they save when narrowed
 SMALL = 1 << 20  # tensors up to this many numbers are looked through for NaN even where they are only mapped
@@ -46,53 +48,21 @@ def load_module(folder: str | Path, dtype: torch.dtype | None = None, device: to
     with translating(folder):
         family = families.find(raw)
     weights = Weights(folder)
-    stored = plain_names(weights, family.prefixes, weights.main)
+    theirs = Published(weights, family.prefixes, raw)
     with translating(folder):
-        config = family.to_config(raw, frozenset(stored))
+        config = family.to_config(raw, frozenset(theirs))
     with torch.device("meta"):
         module = LanguageModel(config)
     rules = family.rules(config)
-    theirs = _Renamed(weights, stored)
     check_tensors(weights.main, rules, theirs, module)
     _warn_of_untied_head(folder, rules, theirs)
     ours = _read(rules, theirs, dtype, torch.device(device))
-    module.load_state_dict(ours, assign=True)
+    module.load_state_dict({name: weight for name, weight in ours.items() if isinstance(weight, Tensor)}, False, assign=True)
+    _hold(module, {name: weight for name, weight in ours.items() if isinstance(weight, Packed)}, weights.main)
     return Loaded(module.eval(), family, raw, config)
 
 
-def plain_names(stored: Iterable[str], prefixes: Sequence[str], file: Path) -> dict[str, str]:
-    """Names without the family's wrapping prefixes -> names in the file."""
-    plain: dict[str, str] = {}
-    for name in stored:
-        bare = name
-        for prefix in prefixes:
-            bare = bare.removeprefix(prefix)
-        if bare in plain:
-            raise CheckpointError(f"{file}: {plain[bare]!r} and {name!r} are the same tensor twice")
-        plain[bare] = name
-    return plain
-
-
-class _Renamed(Mapping[str, Tensor]):
-    """Weights under their plain names."""
-
-    def __init__(self, weights: Weights, stored: dict[str, str]):
-        self.weights, self.stored = weights, stored
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.weights[self.stored[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-
-def check_tensors(file: Path, rules: Sequence[Rule], theirs: Mapping[str, Tensor], module: LanguageModel) -> None:
+def check_tensors(file: Path, rules: Sequence[Rule], theirs: Mapping[str, Tensor | Packed], module: LanguageModel) -> None:
     """Raises CheckpointError unless the file has exactly the tensors of the format, in the shapes the config asks for."""
     expected = {rule.theirs for rule in rules}
     missing = [rule.theirs for rule in rules if not rule.optional and rule.theirs not in theirs]
@@ -113,6 +83,16 @@ def check_tensors(file: Path, rules: Sequence[Rule], theirs: Mapping[str, Tensor
         raise CheckpointError(f"{file}: shapes do not fit {CONFIG}: {', '.join(wrong[:2])}{more}")
 
 
+def _hold(module: LanguageModel, packed: Mapping[str, Packed], file: Path) -> None:
+    """Put packed matrices in place of the parameters; their values are given in the dtype of the norms."""
+    matrices = module.matrices()
+    for name, weight in packed.items():
+        if name not in matrices:
+            raise CheckpointError(f"{file}: {name!r} is packed, and only the matrices of linear layers and embeddings may be")
+        weight.dtype = module.norm.weight.dtype
+        matrices[name].hold(weight)
+
+
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -124,30 +104,42 @@ def _unread(unread: Sequence[str], candidates: Iterable[str]) -> str:
     return f"{_listed(unread)} unknown" + (f"; is {unread[0]!r} meant to be {near[0]!r}?" if near else "")
 
 
-def _warn_of_untied_head(folder: Path, rules: Sequence[Rule], theirs: Mapping[str, Tensor]) -> None:
+def _warn_of_untied_head(folder: Path, rules: Sequence[Rule], theirs: Mapping[str, Tensor | Packed]) -> None:
     """A file may repeat a tied head; where it differs from the embedding, config.json is believed, with a warning."""
     source = {rule.ours: rule.theirs for rule in rules if not rule.optional}
     for rule in rules:
         if rule.optional and rule.theirs in theirs and rule.ours in source:
             tied, head = theirs[source[rule.ours]], theirs[rule.theirs]
-            if tied.data_ptr() != head.data_ptr() and not torch.equal(tied, head):
+            if not _same(tied, head):
                 text = f"{folder}: {CONFIG} ties the head to the embedding, but {rule.theirs!r} differs from it and is ignored"
                 warnings.warn(text, stacklevel=3)
 
 
-def _read(rules: Sequence[Rule], theirs: _Renamed, dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
-    """Our parameters by name. Mapped where nothing has to change; otherwise copied one by one, dropping the source."""
+def _same(a: Tensor | Packed, b: Tensor | Packed) -> bool:
+    if isinstance(a, Packed) or isinstance(b, Packed):
+        return type(a) is type(b) and a.equal(b)
+    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+
+
+def _read(
+    rules: Sequence[Rule], theirs: Published, dtype: torch.dtype | None, device: torch.device
+) -> dict[str, Tensor | Packed]:
+    """Our weights by name. Mapped where nothing has to change; otherwise copied one by one, dropping the source."""
     held = [rule for rule in rules if rule.theirs in theirs]
     copy = device.type != "cpu" or any(_target(rule.ours[0], theirs[rule.theirs], dtype) for rule in held)
-    ours: dict[str, Tensor] = {}
+    ours: dict[str, Tensor | Packed] = {}
     mapped = 0
     for rule in held:
         if rule.optional and rule.ours[0] in ours:
             continue
         source = theirs[rule.theirs]
         for name, tensor in names.to_ours([rule], {rule.theirs: source}).items():
+            if isinstance(tensor, Packed):
+                ours[name] = tensor.to(device)
+                _check_finite(theirs.file, rule.theirs, tensor.scales, tensor.scales, True)
+                continue
             changed = tensor.to(device, _target(name, tensor, dtype), copy=True) if copy else tensor
-            _check_finite(theirs.weights.main, rule.theirs, tensor, changed, copy)
+            _check_finite(theirs.file, rule.theirs, tensor, changed, copy)
             ours[name] = changed
         mapped += source.nbytes
         if copy and mapped > MAPPED_BYTES:
@@ -156,9 +148,9 @@ def _read(rules: Sequence[Rule], theirs: _Renamed, dtype: torch.dtype | None, de
     return ours
 
 
-def _target(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype this parameter has to be cast to; None where it stays as it is."""
-    if dtype is None or tensor.dtype == dtype:
+def _target(name: str, tensor: Tensor | Packed, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype this parameter has to be cast to; None where it stays as it is, as what is packed does."""
+    if dtype is None or isinstance(tensor, Packed) or tensor.dtype == dtype:
         return None
     narrows = torch.promote_types(tensor.dtype, dtype) != dtype
     return None if narrows and name.rpartition(".")[2] in SENSITIVE else dtype

@@ -40,6 +40,16 @@ class Weights(Mapping[str, Tensor]):
                 )
 
     def __getitem__(self, name: str) -> Tensor:
+        tensor = self.stored(name)
+        if tensor.dtype not in DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self._file_of[name]}: tensor {name!r} is {kind}; float32, bfloat16 and float16 weights are read"
+            )
+        return tensor
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor of any dtype, as the parts of packed weights are."""
         file = self._file_of[name]
         try:
             tensor = self._reader(file)[1](name)
@@ -47,9 +57,8 @@ class Weights(Mapping[str, Tensor]):
             raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({first_line(error)})") from None
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{file}: entry {name!r} is a {type(tensor).__name__}, not a tensor")
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{file}: tensor {name!r} is {kind}; float32, bfloat16 and float16 weights are read")
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{file}: tensor {name!r} is sparse; only dense weights are read")
         tensor = tensor.detach().contiguous()
         # A header of odd length leaves numbers across their natural boundaries, which vector code may not bear.
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from leanlm.cli import sizes
 
-COLUMNS = ("name", "parameters", "bits", "weight_bytes", "state_bytes", "licence", "repo")
+COLUMNS = ("name", "parameters", "bits", "weight_bytes", "packed_bytes", "state_bytes", "licence", "repo")
 
 
 @dataclass(frozen=True)
 class Command:
-    """List the models known by name: parameters, bits of a weight, bytes of weights and of a text's state, licence, hub id."""
+    """List the models known by name: parameters, bits of a weight inside the layers, bytes of the weights as released, the
+    format they can be packed in and their bytes then, bytes of a text's state, licence, hub id."""
 
     all: bool = False
     """Also models that were announced and never released, with how to make them."""
@@ -29,7 +30,8 @@ def run(command: Command) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "parameters", "bits", "weights", "state", "licence", "hub id", box=None, pad_edge=False)
+    headings = ("name", "parameters", "bits", "weights", "format", "packed", "state", "licence", "hub id")
+    table = Table(*headings, box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
     for known in rows:
@@ -39,7 +41,8 @@ def run(command: Command) -> None:
 
 def row(entry) -> dict:
     """The entry's figures; `note` says what of them is not from the published files."""
-    return {name: getattr(entry, name) for name in (*COLUMNS, "note")}
+    format = str(entry.format) if entry.format else "float"
+    return {**{name: getattr(entry, name) for name in (*COLUMNS, "note")}, "format": format}
 
 
 def cells(row: dict) -> list[str]:
@@ -48,6 +51,8 @@ def cells(row: dict) -> list[str]:
         sizes.count(row["parameters"]),
         f"{row['bits']:g}",
         sizes.size(row["weight_bytes"]),
+        row["format"],
+        sizes.size(row["packed_bytes"]) if row["packed_bytes"] else "",
         sizes.size(row["state_bytes"]),
         row["licence"],
         row["repo"] or row["note"],

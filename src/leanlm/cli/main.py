@@ -25,7 +25,9 @@ VERBS = {
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
     "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
     "recipe": ("leanlm.cli.recipe", "list, show or copy the recipes that come with the package"),
-    "verify": ("leanlm.cli.verify", "check that a ternary checkpoint is ternary"),
+    "quantize": ("leanlm.cli.quantize", "write a model with weights of a few bits"),
+    "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
+    "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }
 

@@ -43,6 +43,9 @@ class Source:
     """Folder, file or hub id of a tokenizer, where the model's own is not wanted or missing."""
     dtype: str = "auto"
     """float32, bfloat16, float16; auto: as stored."""
+    format: str | None = None
+    """Hold the matrices inside the layers in another format than stored: int8, int4, int4-g64 ... (rounded to nearest),
+    ternary (if they are), float."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 ..."""
     revision: str | None = None
@@ -55,7 +58,7 @@ def load(source: Source):
     """The `leanlm.Model` that the flags ask for."""
     from leanlm.api import load
 
-    return load(
+    model = load(
         source.model,
         dtype=source.dtype,
         device=source.device,
@@ -63,3 +66,8 @@ def load(source: Source):
         revision=source.revision,
         offline=source.offline,
     )
+    if source.format:
+        from leanlm.quantize import convert
+
+        convert.to_format(model.module, source.format)
+    return model

@@ -45,6 +45,10 @@ class Stored(NamedTuple):
     def numbers(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def bytes(self) -> int:
+        return self.numbers * BYTES.get(self.dtype, 4)
+
 
 def run(command: Command) -> None:
     entry = catalog.resolve(command.model)
@@ -71,6 +75,7 @@ def of_entry(entry) -> dict:
         **of_config(entry.family, entry.model, 2),
         "weight_bytes": entry.weight_bytes,
         "dtypes": {},
+        "formats": {},
         "tokenizer": entry.tokenizer_repo or entry.repo,
         "odd": odd,
     }
@@ -86,13 +91,15 @@ def of_folder(folder: Path, entry=None) -> dict:
         odd.append(str(error))
         stored = {}
     names = {plain(name, family.prefixes): tensor for name, tensor in stored.items()}
+    formats = packed(folder, family.prefixes, raw, names) if stored and raw.get("quantization_config") else {}
     config = translated(family, raw, names)
     if names:
         odd += differences(family, config, names)
     dtypes: Counter[str] = Counter()
     for tensor in stored.values():
         dtypes[tensor.dtype] += tensor.numbers
-    width = BYTES.get(max(dtypes, key=dtypes.get), 2) if dtypes else 2
+    floats = {dtype: n for dtype, n in dtypes.items() if dtype in ("F32", "BF16", "F16")}
+    width = BYTES[max(floats, key=floats.get)] if floats else 2
     tokenizer = MAIN if (folder / MAIN).exists() else entry.tokenizer_repo if entry else None
     if tokenizer is None:
         odd.append("no tokenizer: text needs --tokenizer FILE, or give token ids")
@@ -101,11 +108,37 @@ def of_folder(folder: Path, entry=None) -> dict:
         "repo": entry.repo if entry else None,
         "licence": entry.licence if entry else None,
         **of_config(family.name, config, width),
-        "weight_bytes": sum(tensor.numbers * BYTES.get(tensor.dtype, 4) for tensor in stored.values()) or None,
+        "weight_bytes": sum(tensor.bytes for tensor in stored.values()) or None,
         "dtypes": dtypes,
+        "formats": formats,
         "tokenizer": tokenizer,
         "odd": odd,
     }
+
+
+def packed(folder: Path, prefixes: tuple[str, ...], raw: dict, names: dict[str, Stored]) -> dict[str, dict]:
+    """Of the folder's packed matrices, format by format: how many, their weights, their bits in memory and in the file.
+
+    In `names` each takes the place of the tensors that hold it."""
+    from leanlm.checkpoint.published import Published
+    from leanlm.checkpoint.weights import Weights
+    from leanlm.model.packed import Packed
+
+    published, found = Published(Weights(folder), prefixes, raw), {}
+    for name in published:
+        if parts := published.parts(name):
+            weight: Packed = published[name]
+            total = found.setdefault(str(weight.format), {"matrices": 0, "weights": 0, "bytes": 0, "file_bytes": 0})
+            total["matrices"] += 1
+            total["weights"] += weight.numel()
+            total["bytes"] += weight.nbytes
+            total["file_bytes"] += sum(names[part].bytes for part in parts)
+            for part in parts:
+                del names[part]
+            names[name] = Stored(tuple(weight.shape), str(weight.format))
+    for total in found.values():
+        total["bits"], total["file_bits"] = (8 * total[kind] / total["weights"] for kind in ("bytes", "file_bytes"))
+    return found
 
 
 def of_config(family: str, config: ModelConfig, dtype_bytes: int) -> dict:
@@ -186,6 +219,13 @@ def differences(family, config: ModelConfig, names: Mapping[str, Stored]) -> lis
     return odd
 
 
+def packing(total: dict) -> str:
+    return (
+        f"{total['matrices']} matrices of {sizes.count(total['weights'])} weights: {total['bits']:.3f} bits each in memory, "
+        f"{total['file_bits']:.3f} in the file, scales included"
+    )
+
+
 def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
@@ -209,6 +249,7 @@ def text(found: dict) -> str:
         ("context", found["context"] or "unknown"),
         ("parameters", f"{sizes.count(found['parameters'])} ({found['parameters']:,})"),
         ("weights", f"{weights} ({stored})" if stored else weights),
+        *((f"  {format}", packing(total)) for format, total in found["formats"].items()),
         ("state", f"{sizes.size(found['state_bytes'])} per text, {state}"),
         ("tokenizer", found["tokenizer"] or "none"),
         *(("odd", problem) for problem in found["odd"]),

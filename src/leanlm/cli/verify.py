@@ -1,8 +1,4 @@
-"""leanlm verify MODEL: check that a ternary checkpoint is ternary.
-
-The check Spectra publishes: a matrix trained on S model-parallel shards has one scale per shard, so the magnitudes of its
-weights are zero and at most S others.
-"""
+"""leanlm verify MODEL: are the weights sound, and is a ternary model ternary?"""
 
 import json
 from dataclasses import dataclass
@@ -14,12 +10,17 @@ from leanlm.errors import CheckFailed, UsageError
 
 @dataclass(frozen=True)
 class Command:
-    """Check that every matrix inside the layers is ternary, with at most one scale per model-parallel shard."""
+    """Check the weights for damage and oddities, and that a ternary model is ternary with at most one scale per
+    model-parallel shard.
+
+    A model is taken for ternary where the catalogue says so, or any of its matrices is."""
 
     model: tyro.conf.Positional[str]
     """A folder, a name from `leanlm list`, or a hub id."""
+    ternary: bool = False
+    """The model must be ternary, whatever it says of itself."""
     shards: int | None = None
-    """Scales a matrix may have; as config.json says (pretraining_model_parallel), else 1."""
+    """Scales a matrix may have (implies --ternary); as config.json says (pretraining_model_parallel), else 1."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     offline: bool = False
@@ -33,36 +34,59 @@ def run(command: Command) -> None:
         raise UsageError(f"--shards {command.shards}: must be at least 1")
     from leanlm.checkpoint import locate
     from leanlm.checkpoint.load import load_module
+    from leanlm.quantize import health
 
     loaded = load_module(locate.resolve(command.model, revision=command.revision, offline=command.offline))
+    found = health.examine(loaded.module)
     shards = command.shards or loaded.raw.get("pretraining_model_parallel") or 1
-    counts = {name: magnitudes(p) for name, p in loaded.module.named_parameters() if is_matrix(name, p)}
-    worst = max(counts, key=counts.get)
-    failed = [name for name, count in counts.items() if count > shards + 1]
+    expected = command.ternary or command.shards or claims_ternary(command.model) or bool(found.ternary)
+    failed = [name for name, count in found.magnitudes.items() if count > shards + 1]
     if command.json:
-        found = {"matrices": len(counts), "shards": shards, "worst": worst, "magnitudes": counts[worst], "ternary": not failed}
-        print(json.dumps(found, indent=2))
-    if failed:
+        print(json.dumps(of(found, shards, failed), indent=2))
+    else:
+        print(*lines(command.model, found, shards, failed), sep="\n")
+    if found.damage:
+        more = f" (and {len(found.damage) - 1} more)" if len(found.damage) > 1 else ""
+        raise CheckFailed(f"{command.model}: {found.damage[0]}{more}; the file is damaged or its training diverged")
+    if failed and expected:
         raise CheckFailed(
-            f"{command.model}: {len(failed)} of {len(counts)} matrices are not ternary with {shards} scale(s): {worst} holds "
-            f"{counts[worst]:,} distinct magnitudes, {shards + 1} are allowed (--shards sets how many scales)"
+            f"{command.model}: {len(failed)} of {len(found.magnitudes)} matrices are not ternary with {shards} scale(s): "
+            f"{failed[0]} holds {found.magnitudes[failed[0]]:,} distinct magnitudes, {shards + 1} are allowed "
+            "(--shards sets how many scales)"
         )
-    if not command.json:
-        print(
-            f"{command.model}: all {len(counts)} matrices are ternary: at most {counts[worst]} distinct magnitudes in one, "
+
+
+def claims_ternary(model: str) -> bool:
+    from leanlm.families import catalog
+
+    entry = catalog.resolve(model)
+    return entry is not None and isinstance(entry.format, catalog.Ternary)
+
+
+def of(found, shards: int, failed: list[str]) -> dict:
+    worst = max(found.magnitudes, key=found.magnitudes.get)
+    return {
+        "matrices": len(found.magnitudes),
+        "shards": shards,
+        "worst": worst,
+        "magnitudes": found.magnitudes[worst],
+        "ternary": not failed,
+        "damage": found.damage,
+        "oddities": found.oddities,
+    }
+
+
+def lines(model: str, found, shards: int, failed: list[str]) -> list[str]:
+    """The findings as people read them."""
+    counts = found.magnitudes
+    most = max(counts.values())
+    said = [f"{model}: {len(counts)} matrices inside the layers"]
+    if failed:
+        said.append(f"ternary: no; {len(counts) - len(failed)} of them are, with {shards} scale(s)")
+    else:
+        said.append(
+            f"ternary: yes; all {len(counts)} matrices are ternary: at most {most} distinct magnitudes in one, "
             f"{shards + 1} are allowed ({shards} scale(s) and zero)"
         )
-
-
-def is_matrix(name: str, parameter) -> bool:
-    return name.startswith("layers.") and parameter.ndim == 2 and not name.endswith("A_log")
-
-
-def magnitudes(weight) -> int:
-    """Number of distinct absolute values, zero included."""
-    import torch
-
-    size = weight.abs()
-    if size.element_size() == 2:  # 16-bit floats are counted by their bits, which is many times faster than sorting them
-        return int(size.view(torch.int16).flatten().int().bincount().count_nonzero())
-    return len(size.unique())
+    said.append(f"damage: {'none' if not found.damage else '; '.join(found.damage[:5])}")
+    return [*said, *(f"odd: {text}" for text in found.oddities[:20])]

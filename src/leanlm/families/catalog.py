@@ -10,6 +10,7 @@ from functools import cached_property
 from leanlm import families
 from leanlm.model import cost
 from leanlm.model.config import ModelConfig
+from leanlm.model.format import Format, Grouped, Ternary
 
 NEOX = "EleutherAI/gpt-neox-20b"
 APACHE = "Apache-2.0"
@@ -24,6 +25,7 @@ class Entry:
     `repo` is its hub id, None where it was never released (`note` then says so, and how to make it). `tokenizer_repo` is
     where a tokenizer lies if there is none beside the weights. `config` is a config.json of `family`. `bits` are those of a
     weight inside the layers, scales included; `file_bits` those it takes in the released file, None where unknown.
+    `format` is what `leanlm quantize` holds the matrices inside the layers in, None for float.
     `licence` is "unknown" where no source of ours states it.
     """
 
@@ -38,6 +40,7 @@ class Entry:
     note: str = ""
     aliases: tuple[str, ...] = ()
     revision: str | None = None
+    format: Format | None = None
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -54,6 +57,11 @@ class Entry:
             return self.parameters * (self.file_bits or 16) // 8
         inside = cost.linear_parameters(self.model)
         return round((inside * self.bits + (self.parameters - inside) * 16) / 8)
+
+    @property
+    def packed_bytes(self) -> int | None:
+        """Bytes of the weights once packed, scales included, with 16 bits outside the layers; None for a float model."""
+        return cost.weight_bytes(self.model, self.format) if self.format else None
 
     @property
     def state_bytes(self) -> int:
@@ -234,12 +242,14 @@ def _spectra() -> Iterator[Entry]:
             file_bits=16,
             note=note,
             aliases=(f"SpectraSuite/TriLM_{size}",),
+            format=Ternary("rows", shards),
             **common,
         )
         for bits, stored in QUANTLM_BITS.items():
             note = f"{UNRELEASED}; make it: leanlm quantize FloatLM-{size} OUT --preset quantlm-{bits}"
             aliases = (f"quantlm-{bits}bit-{size}", f"quantlm-{bits}-bit-{size}", f"quantlm-{bits}-{size}")
-            yield Entry(f"quantlm-{size.lower()}-{bits}bit", None, bits=stored, note=note, aliases=aliases, **common)
+            name, format = f"quantlm-{size.lower()}-{bits}bit", Grouped(bits, 128 if bits <= 4 else 0)
+            yield Entry(name, None, bits=stored, note=note, aliases=aliases, format=format, **common)
 
 
 CATALOG: tuple[Entry, ...] = (*_rene(), *_llamba(), *_mamba(), *_avengers(), *_spectra())

@@ -1,16 +1,17 @@
 """Published tensors to our parameters and back, by a family's rules."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from leanlm.errors import CheckpointError
+from leanlm.errors import CheckpointError, UsageError
 from leanlm.families.family import Rule
+from leanlm.model.packed import Packed, stack
 
 
-def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters by name, as views of the published tensors where no rows move. Tensors that are absent are left out.
+def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor | Packed]) -> dict[str, Tensor | Packed]:
+    """Our weights by name, as views of the published tensors where no rows move. Tensors that are absent are left out.
 
     Raises CheckpointError for a tensor that has not the rows to be split.
     """
@@ -24,20 +25,30 @@ def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Te
         parts = tensor.split(list(rule.rows)) if rule.rows else (tensor,)
         for i, (name, part) in enumerate(zip(rule.ours, parts, strict=True)):
             width = rule.interleaved[i] if rule.interleaved else 0
-            ours[name] = to_halves(part, width) if width else part
+            ours[name] = turned(part, width, to_halves) if width else part
     return ours
 
 
-def to_theirs(rules: Iterable[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors by name; optional ones are not written."""
+def to_theirs(rules: Iterable[Rule], ours: Mapping[str, Tensor | Packed]) -> dict[str, Tensor | Packed]:
+    """Published weights by name; optional ones are not written. Raises UsageError where one published matrix would have to
+    hold parts in different formats."""
     theirs = {}
     for rule in rules:
         if rule.optional:
             continue
         widths = rule.interleaved or (0,) * len(rule.ours)
-        parts = [to_pairs(ours[name], width) if width else ours[name] for name, width in zip(rule.ours, widths, strict=True)]
-        theirs[rule.theirs] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        pairs = zip(rule.ours, widths, strict=True)
+        parts = [turned(ours[name], width, to_pairs) if width else ours[name] for name, width in pairs]
+        try:
+            theirs[rule.theirs] = parts[0] if len(parts) == 1 else stack(parts)
+        except UsageError as error:
+            raise UsageError(f"{', '.join(rule.ours)} are stored as one matrix, {rule.theirs!r}: {error}") from None
     return theirs
+
+
+def turned(rows: Tensor | Packed, width: int, order: Callable[[Tensor, int], Tensor]) -> Tensor | Packed:
+    """Rows in the order that `order` gives tensors."""
+    return rows.take(order(torch.arange(len(rows)), width)) if isinstance(rows, Packed) else order(rows, width)
 
 
 def to_halves(rows: Tensor, width: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What a model of a config costs, without building it: parameters, weight bytes, bytes of state per text. Loads no torch."""
 
 from leanlm.model.config import MLP, Attention, DiscreteMamba2, GatedMLP, Mamba1, Mamba2, Mixer, ModelConfig, Norm
+from leanlm.model.format import Format
 
 FLOAT32 = 4  # bytes; recurrent states are kept in it
 POSITION = 8  # bytes of an int64
@@ -18,6 +19,14 @@ def parameters(config: ModelConfig) -> int:
 def linear_parameters(config: ModelConfig) -> int:
     """Weights of the matrices inside the layers: those that few-bit formats hold."""
     return sum(i * o for mixer in config.sublayers for i, o in _matrices(mixer, config.d_model))
+
+
+def weight_bytes(config: ModelConfig, format: Format, dtype_bytes: int = 2) -> int:
+    """Bytes of all weights with the matrices inside the layers in `format`, scales included, and the rest in floats of
+    `dtype_bytes`."""
+    shapes = [shape for mixer in config.sublayers for shape in _matrices(mixer, config.d_model)]
+    inside = sum(i * o for i, o in shapes)
+    return int(sum(format.size(o, i) for i, o in shapes) // 8 + (parameters(config) - inside) * dtype_bytes)
 
 
 def state_bytes(config: ModelConfig, capacity: int | None = None, dtype_bytes: int = 2) -> int:

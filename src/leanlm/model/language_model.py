@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from leanlm import ops
 from leanlm.errors import CapacityError, UsageError
 from leanlm.model import config
 from leanlm.model.attention import Attention
 from leanlm.model.config import ModelConfig
 from leanlm.model.discrete_mamba2 import DiscreteMamba2
-from leanlm.model.linear import Linear
+from leanlm.model.linear import Embedding, Linear, Matrix
 from leanlm.model.mamba1 import Mamba1
 from leanlm.model.mamba2 import Mamba2
 from leanlm.model.mlp import MLP, GatedMLP
 from leanlm.model.norm import Norm
+from leanlm.model.packed import Packed, matmul
 from leanlm.model.state import Memory, State
 
 MIXERS = {
@@ -52,9 +52,7 @@ class LanguageModel(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.config = cfg
-        self.embedding = nn.Embedding(
-            cfg.padded_vocab_size, cfg.d_model, _weight=torch.empty(cfg.padded_vocab_size, cfg.d_model)
-        )
+        self.embedding = Embedding(cfg.padded_vocab_size, cfg.d_model)
         self.layers = nn.ModuleList(
             nn.ModuleList(Sublayer(cfg.d_model, cfg.norm, mixer) for mixer in layer) for layer in cfg.layers
         )
@@ -68,6 +66,21 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
+
+    def weights(self) -> dict[str, nn.Parameter | Packed]:
+        """Every weight by name, in the order of the modules; a packed matrix counts as one."""
+        found: dict[str, nn.Parameter | Packed] = {}
+        for prefix, module in self.named_modules():
+            if not isinstance(module, Packed):
+                held = dict(module.named_parameters(prefix, recurse=False))
+                if isinstance(module, Matrix) and isinstance(module.weight, Packed):
+                    held = {f"{prefix}.weight": module.weight, **held}
+                found |= held
+        return found
+
+    def matrices(self) -> dict[str, Matrix]:
+        """The layers that hold a matrix, by the name of their weight: embedding and head, and all linear ones."""
+        return {f"{name}.weight": module for name, module in self.named_modules() if isinstance(module, Matrix)}
 
     def sublayers(self) -> Iterator[Sublayer]:
         """All sublayers in the order of execution, which is the order of `State.memories`."""
@@ -124,7 +137,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Head applied to the normed stream [B, L, D] -> [B, L, V]."""
-        return self.head(x) if self.head is not None else ops.linear(x, self.embedding.weight)
+        return self.head(x) if self.head is not None else matmul(x, self.embedding.weight)
 
     def new_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
         """An empty state for `batch` texts on the model's device.

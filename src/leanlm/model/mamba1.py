@@ -13,6 +13,7 @@ from leanlm import ops
 from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
+from leanlm.model.packed import matmul
 from leanlm.model.state import Memory, recall
 
 
@@ -35,7 +36,7 @@ class Mamba1(nn.Module):
         x, z = self.in_proj(x).chunk(2, -1)  # [B, L, I] each
         x = self.conv(x, state, segments)
         dt, B, C = self.x_proj(x).split([self.config.dt_rank, self.config.d_state, self.config.d_state], -1)
-        dt = F.softplus(ops.linear(dt, self.dt_proj.weight).float() + self.dt_proj.bias.float())
+        dt = F.softplus(matmul(dt, self.dt_proj.weight).float() + self.dt_proj.bias.float())
         A = -torch.exp(self.A_log.float())
         y, final = ops.selective_scan(x.float(), dt, A, B, C, recall(state, "ssm"), segments)
         if state:

@@ -16,6 +16,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return implementation("linear", x.device.type)(x, weight, bias)
 
 
+def grouped_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    g_idx: Tensor | None,
+    bits: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`linear` with the weight scale * (code - zero): `packing.pack`ed codes [R, bytes] of x's width, scales [R, G].
+
+    zeros uint8 [R, G] (None: 2^(bits - 1)); g_idx [in] says of which group a column is (None: consecutive ones).
+    """
+    return implementation("grouped_linear", x.device.type)(x, codes, scales, zeros, g_idx, bits, bias)
+
+
+def ternary_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, starts: Tensor, along_rows: bool, bias: Tensor | None = None
+) -> Tensor:
+    """`linear` with the weight scale * (code - 1): two-bit `packing.pack`ed codes [R, bytes], scales [S] of the regions of
+    rows or columns that begin at starts [S]."""
+    return implementation("ternary_linear", x.device.type)(x, codes, scales, starts, along_rows, bias)
+
+
 def conv(
     x: Tensor,
     weight: Tensor,

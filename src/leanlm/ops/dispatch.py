@@ -10,6 +10,8 @@ from leanlm.errors import UsageError
 # (operation, device type) -> implementations, best first; "*" stands for every device.
 OPERATIONS = (
     "linear",
+    "grouped_linear",
+    "ternary_linear",
     "conv",
     "ssd",
     "selective_scan",

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from leanlm.ops import packing
+
 SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
 SCAN_CHUNK = 32
 SCAN_BLOCK = 1 << 17  # state elements worked on at once, a compromise between the caches and the cost of a call
@@ -48,6 +50,17 @@ def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shares = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)  # [parts, in, out / parts]
     y = torch.bmm(x.reshape(1, 1, -1).expand(parts, -1, -1), shares).view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+def grouped_linear(x, codes, scales, zeros, g_idx, bits, bias=None):
+    zero = 1 << (bits - 1) if zeros is None else zeros
+    weight = packing.grouped_values(packing.unpack(codes, bits, x.shape[-1]), scales, zero, g_idx)
+    return linear(x, weight.to(x.dtype), bias)
+
+
+def ternary_linear(x, codes, scales, starts, along_rows, bias=None):
+    trits = packing.unpack(codes, 2, x.shape[-1]).to(torch.int8) - 1
+    return linear(x, packing.ternary_values(trits, scales, starts, along_rows).to(x.dtype), bias)
 
 
 def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):

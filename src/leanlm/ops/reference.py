@@ -19,6 +19,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (y if bias is None else y + exact(bias)).to(x.dtype)
 
 
+def grouped_linear(x, codes, scales, zeros, g_idx, bits, bias=None):
+    R, n, G = len(codes), x.shape[-1], scales.shape[1]
+    weight = torch.empty(R, n, dtype=exact(x).dtype)
+    for j in range(n):
+        byte, shift = divmod(j * bits, 8)  # a code may begin in one byte and end in the next
+        code = (codes[:, byte].long() >> shift) & ((1 << bits) - 1)
+        if shift + bits > 8:
+            code = code | ((codes[:, byte + 1].long() << (8 - shift)) & ((1 << bits) - 1))
+        group = j * G // n if g_idx is None else int(g_idx[j])
+        zero = 1 << (bits - 1) if zeros is None else zeros[:, group].long()
+        weight[:, j] = exact(scales[:, group]) * (code - zero)
+    return linear(x, weight.to(x.device), bias)
+
+
+def ternary_linear(x, codes, scales, starts, along_rows, bias=None):
+    R, n = len(codes), x.shape[-1]
+    weight = torch.empty(R, n, dtype=exact(x).dtype)
+    for row in range(R):
+        for j in range(n):
+            trit = (int(codes[row, j // 4]) >> 2 * (j % 4) & 3) - 1
+            region = int((starts <= (row if along_rows else j)).sum()) - 1
+            weight[row, j] = trit * exact(scales[region])
+    return linear(x, weight.to(x.device), bias)
+
+
 def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
     B, L, C = x.shape
     K = weight.shape[1]

@@ -1,0 +1,68 @@
+"""The published weights of a folder under their plain names, whatever wraps the names and however the weights are packed."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from leanlm.checkpoint import codecs
+from leanlm.checkpoint.folder import CONFIG
+from leanlm.checkpoint.weights import Weights
+from leanlm.errors import CheckpointError
+from leanlm.model.packed import Packed
+
+
+class Published(Mapping[str, Tensor | Packed]):
+    """name -> float tensor or packed matrix; several stored tensors that hold one matrix count as that matrix's weight.
+
+    `raw` is config.json; where it names a quantisation, that format's codec reads it.
+    """
+
+    def __init__(self, weights: Weights, prefixes: Sequence[str], raw: Mapping):
+        self.weights, self.file = weights, weights.main
+        self._stored = plain_names(weights, prefixes, self.file)
+        try:
+            self._codec, self._settings = codecs.of(raw), raw.get("quantization_config")
+            self._parts = self._codec.parts(self._settings, self._stored.keys()) if self._codec else {}
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.file.parent / CONFIG}: {error}") from None
+        inside = {part for parts in self._parts.values() for part in parts}
+        self._names = dict.fromkeys([*(name for name in self._stored if name not in inside), *self._parts])
+        self._packed: dict[str, Packed] = {}
+
+    def __getitem__(self, name: str) -> Tensor | Packed:
+        if name not in self._parts:
+            return self.weights[self._stored[name]]
+        if name not in self._packed:
+            tensors = {part: self.weights.stored(self._stored[part]) for part in self._parts[name]}
+            try:
+                self._packed[name] = self._codec.read(self._settings, name, tensors)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.file}: {error}") from None
+        return self._packed[name]
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The stored tensors, by plain name, that hold a packed matrix; none for a tensor that is stored as it is."""
+        return self._parts.get(name, ())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def plain_names(stored: Iterable[str], prefixes: Sequence[str], file: Path) -> dict[str, str]:
+    """Names without the family's wrapping prefixes -> names in the file."""
+    plain: dict[str, str] = {}
+    for name in stored:
+        bare = name
+        for prefix in prefixes:
+            bare = bare.removeprefix(prefix)
+        if bare in plain:
+            raise CheckpointError(f"{file}: {plain[bare]!r} and {name!r} are the same tensor twice")
+        plain[bare] = name
+    return plain

@@ -1,0 +1,111 @@
+"""leanlm export MODEL OUT: the model in another program's format, read back and checked."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from leanlm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Write MODEL for another program and prove it: the file is read back, every weight compared, and where the program is
+    installed (llama-cpp-python, transformers) its logits too. The result is printed and stored as OUT.check.json.
+
+    Weights are never rounded unless asked: where a format cannot hold them exactly, that is said and nothing is written."""
+
+    model: tyro.conf.Positional[str]
+    """A folder, a name from `leanlm list`, or a hub id."""
+    out: tyro.conf.Positional[Path]
+    """The file (gguf) or folder to write; nothing may be there yet."""
+    to: Literal["gguf", "hf", "gptq", "compressed-tensors"]
+    """gguf: one file for llama.cpp. hf: a float folder for transformers. gptq, compressed-tensors: a folder with packed
+    weights, for vLLM among others."""
+    type: Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_0", "TQ1_0", "TQ2_0", "Q2_0"] = "auto"
+    """GGUF type of the matrices inside the layers (floats: of embedding and head too). auto: for every packed matrix the
+    smallest that holds it exactly, for floats their own."""
+    lossy: bool = False
+    """GGUF: round to the nearest where the type cannot hold the weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the floats of a folder; auto: as they are, wide enough for the values of packed weights."""
+    unchecked: bool = False
+    """Do not read back and compare."""
+    tokenizer: str | None = None
+    """Folder, file or hub id of a tokenizer, where the model's own is missing."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    offline: bool = False
+    """Use only what is already on disk."""
+    json: bool = False
+    """Print the report of the check as JSON."""
+
+
+def run(command: Command) -> None:
+    check(command)
+    from leanlm.api import load
+    from leanlm.export import check as checks
+
+    model = load(command.model, tokenizer=command.tokenizer, revision=command.revision, offline=command.offline)
+    if command.to == "gguf":
+        written, prove = gguf_file(command, model), checks.gguf_file
+    else:
+        written, prove = folder(command, model), checks.hf_folder
+    report = {} if command.unchecked else prove(written, model.module, model.tokenizer)
+    if command.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print(*lines(written, report), sep="\n")
+    if report:
+        checks.store(report)
+
+
+def check(command: Command) -> None:
+    """Raises UsageError for flags that cannot be meant, before anything is loaded."""
+    if command.out.exists():
+        raise UsageError(f"{command.out}: is there already; nothing is overwritten, give a new name")
+    if command.to != "gguf" and (command.type != "auto" or command.lossy):
+        raise UsageError(f"--type and --lossy are for --to gguf; --to {command.to} keeps the weights as they are")
+    if command.to == "gguf" and command.dtype != "auto":
+        raise UsageError("--dtype is for folders; --to gguf takes --type F32, F16 or BF16")
+
+
+def gguf_file(command: Command, model):
+    from leanlm.export import gguf
+
+    return gguf.export(command.out, model.module, model.tokenizer, command.type, command.lossy)
+
+
+def folder(command: Command, model):
+    from leanlm.api import as_dtype
+    from leanlm.export import hf
+
+    container = None if command.to == "hf" else command.to
+    return hf.export(command.out, model, as_dtype(command.dtype), container)
+
+
+def lines(written, report: dict) -> list[str]:
+    """What was written and what the check found, as people read it."""
+    said = [f"{written.path}: {written.told()}", *(f"note: {note}" for note in written.notes)]
+    if not report:
+        return said
+    tensors = report["tensors"]
+    same = "all as in the model" if not tensors["largest_difference"] else f"up to {tensors['largest_difference']:.2e} apart"
+    said.append(f"read back: {tensors['count']} tensors, {same}")
+    for program in ("llama.cpp", "transformers"):
+        if found := report.get(program):
+            said.append(f"{program}: {judged(found)}")
+    return said
+
+
+def judged(found: dict) -> str:
+    if "skipped" in found:
+        return f"not asked ({found['skipped']})"
+    if "argmax_agreement" not in found:
+        return f"{found['version']} failed"
+    return (
+        f"{found['version']}, {found['tokens']} tokens: logits up to {found['largest_logit_difference']:.2e} apart, "
+        f"the likeliest token the same for {found['argmax_agreement']:.1%}"
+    )

@@ -1,0 +1,146 @@
+"""leanlm quantize MODEL OUT: the same model with weights of a few bits."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from leanlm.errors import UsageError
+
+BUILTIN = "builtin"  # the corpus and held-out files of the built-in model's recipe
+REPORT = "quantization-report.json"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Write MODEL into the folder OUT with weights of a few bits.
+
+    --scheme ternary packs a ternary model without loss, or refuses. --preset quantlm-3 to quantlm-8 are the Spectra suite's
+    recipes: GPTQ on 512 samples of 2,048 tokens, groups of 128 weights at 3 and 4 bits, one scale per output at 6 and 8."""
+
+    model: tyro.conf.Positional[str]
+    """A folder, a name from `leanlm list`, or a hub id."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not hold anything yet."""
+    preset: Literal["quantlm-3", "quantlm-4", "quantlm-6", "quantlm-8"] | None = None
+    """A recipe of the Spectra suite."""
+    scheme: str | None = None
+    """Format of the matrices inside the layers: ternary, or int3, int4, int6, int8, with -g32, -g64, -g128 or -channel for
+    groups of inputs and -asym for a zero point of their own. int4 is int4-g128, int8 is int8-channel."""
+    embedding: str | None = None
+    """Format of the embedding, and of a head tied to it, for example int8; left as it is by default."""
+    head: str | None = None
+    """Format of an untied head; left as it is by default."""
+    override: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN=FORMAT")] = ()
+    """Another format for the matrices whose name fits, for example 'layers.0.*=int8' or '*.out_proj=float'; may be repeated."""
+    method: Literal["gptq", "rtn"] = "gptq"
+    """How integers are chosen: to give the outputs of the original on the calibration text (gptq), or the nearest (rtn)."""
+    calibration: str = BUILTIN
+    """Text to calibrate on: a file, a folder of *.txt files, or builtin (the Python library without the held-out files)."""
+    samples: int = 512
+    """Calibration samples."""
+    length: int | None = None
+    """Tokens of a calibration sample; 2048, or the model's context where that is less."""
+    act_order: bool = False
+    """Quantise the inputs that matter most first."""
+    damping: float = 0.01
+    """Share of the mean that GPTQ adds to the diagonal; raised by itself where it is not enough."""
+    held_out: str = BUILTIN
+    """Text to measure bits per byte on before and after: a file, a folder, builtin, or none."""
+    container: Literal["compressed-tensors", "gptq", "leanlm"] | None = None
+    """How packed weights are stored; the first of compressed-tensors and leanlm that holds them exactly. leanlm stores five
+    ternary weights in a byte."""
+    plan: bool = False
+    """Only print which matrix would get which format."""
+    tokenizer: str | None = None
+    """Folder, file or hub id of a tokenizer, where the model's own is missing."""
+    seed: int = 0
+    """Of the choice of calibration samples."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    offline: bool = False
+    """Use only what is already on disk."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def run(command: Command) -> None:
+    check(command)
+    from leanlm.api import load
+    from leanlm.checkpoint.aside import replacing
+    from leanlm.quantize import job
+
+    model = load(command.model, tokenizer=command.tokenizer, revision=command.revision, offline=command.offline)
+    scheme = command.preset or command.scheme
+    plan = job.plan(model, scheme, command.embedding, command.head, command.override, command.container)
+    if command.plan:
+        show_plan(plan, command.json)
+        return
+    settings = job.Settings(
+        method=command.method,
+        calibration=command.calibration,
+        samples=command.samples,
+        length=command.length,
+        act_order=command.act_order,
+        damping=command.damping,
+        held_out=None if command.held_out == "none" else command.held_out,
+        seed=command.seed,
+    )
+    try:
+        report = job.run(model, plan, scheme, settings, progress)
+    finally:
+        progress("")
+    model.save(command.out, container=command.container)
+    with replacing(command.out) as aside:
+        aside(REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if command.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        show(report, command.out)
+
+
+def check(command: Command) -> None:
+    """Raises UsageError for flags that cannot be meant, before anything is loaded."""
+    if (command.preset is None) == (command.scheme is None):
+        raise UsageError("give either --preset (quantlm-3, quantlm-4, quantlm-6, quantlm-8) or --scheme (ternary, int4 ...)")
+    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
+        raise UsageError(f"{command.out}: is there already; give a new folder, nothing is overwritten")
+    for name in ("samples", "length"):
+        if (value := getattr(command, name)) is not None and value < 1:
+            raise UsageError(f"--{name} {value}: must be at least 1")
+    if not 0 <= command.damping < 1:
+        raise UsageError(f"--damping {command.damping:g}: must be at least 0 and less than 1")
+
+
+def progress(text: str) -> None:
+    """What is being done, redrawn in place on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="" if text else "\r", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+def show_plan(plan: dict, as_json: bool) -> None:
+    chosen = {name: str(format) for name, format in plan.items()}
+    if as_json:
+        print(json.dumps(chosen, indent=2))
+        return
+    width = max(map(len, chosen), default=0) + 2
+    print(*(f"{name:{width}}{format}" for name, format in chosen.items()), sep="\n")
+
+
+def show(report, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    heading, *rows = report.lines()
+    table = Table(*heading, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+    print(*report.summary(), f"written to {out}, with {REPORT}", sep="\n")
