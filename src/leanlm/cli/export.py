@@ -1,6 +1,7 @@
 """leanlm export MODEL OUT: the model in another program's format, read back and checked."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,16 +51,17 @@ def run(command: Command) -> None:
 
     model = load(command.model, tokenizer=command.tokenizer, revision=command.revision, offline=command.offline)
     if command.to == "gguf":
-        written, prove = gguf_file(command, model), checks.gguf_file
+        make, tell, prove = gguf_file, gguf_lines, checks.gguf_file
     else:
-        written, prove = folder(command, model), checks.hf_folder
-    report = {} if command.unchecked else prove(written, model.module, model.tokenizer)
-    if command.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        print(*lines(written, report), sep="\n")
-    if report:
-        checks.store(report)
+        make, tell, prove = folder, folder_lines, checks.hf_folder
+    written = make(command, model)
+    if not command.json:
+        print(*tell(written), sep="\n", flush=True)
+    if command.unchecked:
+        return
+    report = prove(written, model.module, model.tokenizer)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if command.json else "\n".join(report_lines(report)))
+    checks.store(report)
 
 
 def check(command: Command) -> None:
@@ -68,6 +70,8 @@ def check(command: Command) -> None:
         raise UsageError(f"{command.out}: is there already; nothing is overwritten, give a new name")
     if command.to != "gguf" and (command.type != "auto" or command.lossy):
         raise UsageError(f"--type and --lossy are for --to gguf; --to {command.to} keeps the weights as they are")
+    if command.json and command.unchecked:
+        raise UsageError("--json prints the report of the check, and --unchecked makes none")
     if command.to == "gguf" and command.dtype != "auto":
         raise UsageError("--dtype is for folders; --to gguf takes --type F32, F16 or BF16")
 
@@ -79,25 +83,33 @@ def gguf_file(command: Command, model):
 
 
 def folder(command: Command, model):
+    from leanlm import families
     from leanlm.api import as_dtype
     from leanlm.export import hf
 
-    container = None if command.to == "hf" else command.to
-    return hf.export(command.out, model, as_dtype(command.dtype), container)
+    container, own = (None, None) if command.to == "hf" else (command.to, families.get(model.family))
+    return hf.export(command.out, model.module, model.tokenizer, model.raw, as_dtype(command.dtype), container, own)
 
 
-def lines(written, report: dict) -> list[str]:
-    """What was written and what the check found, as people read it."""
-    said = [f"{written.path}: {written.told()}", *(f"note: {note}" for note in written.notes)]
-    if not report:
-        return said
+def gguf_lines(written) -> list[str]:
+    """What a GGUF file holds."""
+    counts = ", ".join(f"{n} {type}" for type, n in Counter(written.types.values()).most_common())
+    rounded = f"; {len(written.rounded)} of them rounded to the nearest" if written.rounded else ""
+    said = f"{written.path}: {written.architecture}, tensors: {counts}{rounded}"
+    return [said, *(f"note: {note}" for note in written.notes)]
+
+
+def folder_lines(written) -> list[str]:
+    held = f", packed weights in {written.container}" if written.container else ""
+    return [f"{written.path}: {written.family} in {str(written.dtype).removeprefix('torch.')}{held}"]
+
+
+def report_lines(report: dict) -> list[str]:
+    """What the check found, as people read it."""
     tensors = report["tensors"]
     same = "all as in the model" if not tensors["largest_difference"] else f"up to {tensors['largest_difference']:.2e} apart"
-    said.append(f"read back: {tensors['count']} tensors, {same}")
-    for program in ("llama.cpp", "transformers"):
-        if found := report.get(program):
-            said.append(f"{program}: {judged(found)}")
-    return said
+    programs = [(program, report[program]) for program in ("llama.cpp", "transformers") if program in report]
+    return [f"read back: {tensors['count']} tensors, {same}", *(f"{program}: {judged(found)}" for program, found in programs)]
 
 
 def judged(found: dict) -> str:

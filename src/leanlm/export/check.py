@@ -30,9 +30,9 @@ SAMPLE = (
     "\nDescartes wrote, in 1637: « Je pense, donc je suis »; 我思故我在 ½ – it's   what we'd\tcall a start 😀\n"
 )
 TOKENS = 64
-# How far logits may lie apart, as root mean square in parts of their own spread: in float32; and, where llama.cpp rounds what it
-# multiplies and ours then does too, in parts of what that rounding alone does to ours. Deep random models magnify the few roundings
-# that fall differently, up to logits that have nothing in common; the magnifying is the same for both.
+# How far logits may lie apart, as root mean square in parts of their own spread: in float32; and, where llama.cpp rounds what
+# it multiplies and ours then does too, in parts of what that rounding alone does to ours. Deep random models magnify the few
+# roundings that fall differently until the logits have nothing in common, and magnify the rounding itself as much.
 EXACT, ROUNDED = 1e-3, 1.5
 
 

@@ -39,15 +39,24 @@ def export(
     raw: dict | None = None,
     dtype: torch.dtype | None = None,
     container: str | None = None,
+    own: Family | None = None,
 ) -> Written:
     """Write the model as the Hugging Face family that is the same function.
 
     Packed matrices become floats, exactly; with `container` ("gptq", "compressed-tensors") they stay packed. `dtype` None is
     the model's own, or float32 where that cannot hold the values of packed matrices. `raw` is the config.json the model came
-    with, kept where it is of that family. Raises UsageError where transformers has no such model.
+    with, kept where it is of that family. Where transformers has no such model it is written in the family `own`; without
+    one raises UsageError, as for a `container` and nothing packed.
     """
-    family, raw = equivalent(module.config, raw)
     packed = container is not None
+    if packed and not any(isinstance(weight, Packed) for weight in module.weights().values()):
+        raise UsageError(f"{container} holds packed weights, and this model has none; quantise it first (leanlm quantize)")
+    try:
+        family, raw = equivalent(module.config, raw)
+    except UsageError:
+        if own is None:
+            raise
+        family, raw = own, raw or own.from_config(module.config)
     chosen = dtype or (module.dtype if packed else _exact_dtype(module))
     key = "dtype" if "dtype" in raw else "torch_dtype"
     copy = _in(module, family.to_config(raw), chosen, packed, narrow=dtype is not None)
