@@ -253,9 +253,10 @@ REFUSED = {
     "narrow columns": (
         compressed_tensors,
         ternary(32, 96, (0, 48), False),
-        "96 columns, which do not divide into groups of 128",
+        "changes at column 48, inside a group of 32 columns",
     ),
-    "columns askew": (compressed_tensors, ternary(32, 256, (0, 128, 192), False), "changes at column 192, inside"),
+    "odd columns": (compressed_tensors, ternary(32, 72, (0, 24), False), "72 columns, which do not divide into groups of 32"),
+    "columns askew": (compressed_tensors, ternary(32, 256, (0, 128, 200), False), "changes at column 200, inside"),
     "act-order": (compressed_tensors, grouped(32, 64, 4, 32, ordered=False), "act-order"),
 }
 

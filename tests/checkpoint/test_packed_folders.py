@@ -10,12 +10,13 @@ import leanlm
 from golden_cases import OWN, checkpoint_cases
 from hybrid_models import build
 from leanlm import families
+from leanlm.checkpoint import compressed_tensors, gptq
 from leanlm.checkpoint.load import load_module
 from leanlm.checkpoint.save import save_module
 from leanlm.errors import CheckpointError, UsageError
 from leanlm.model.config import Attention, GatedMLP, ModelConfig, Norm, Rope
 from leanlm.model.format import Grouped
-from leanlm.model.packed import Packed
+from leanlm.model.packed import GroupedWeight, Packed
 from leanlm.quantize.convert import convert
 
 LLAMA = OWN / "trilm/trilm_mp3"
@@ -144,6 +145,26 @@ def test_a_missing_part(folder):
     del tensors["model.layers.0.mlp.up_proj.weight_scale"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     refused(folder, "model.layers.0.mlp.up_proj.weight_scale")
+
+
+def test_floats_beside_the_packed_form(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(120, 72)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "'model.layers.0.mlp.up_proj.weight' is stored twice, as floats and packed")
+
+
+@pytest.mark.parametrize("codec", [gptq, compressed_tensors], ids=lambda codec: codec.METHOD)
+def test_ternary_in_groups_of_others_comes_back(codec):
+    """Two bits in groups of 64, as another program may write them: the scales decide, not our usual groups."""
+    codes = torch.randint(1, 4, (32, 256), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    scales = torch.tensor([0.5, 0.25, 0.5, 0.125]).half().expand(32, 4).contiguous()
+    name, weight = "model.layers.0.mlp.up_proj.weight", GroupedWeight.of(Grouped(2, 64), codes, scales)
+    held = codec.read(codec.settings({name: weight}, []), name, codec.write(name, weight))
+    assert str(held.format) == "ternary" and torch.equal(held.dequantize(), weight.dequantize())
+    assert codec.refusal(name, held) is None
+    again = codec.write(name, held)
+    assert all(torch.equal(again[part], tensor) for part, tensor in codec.write(name, weight).items())
 
 
 def test_a_shape_that_is_not_the_models(folder):

@@ -84,6 +84,9 @@ def test_nothing_is_overwritten(leanlm, llama, tmp_path):
     (tmp_path / "out").write_text("mine")
     ran = leanlm("export", llama, tmp_path / "out", "--to", "gguf")
     assert ran.code == 2 and "nothing is overwritten" in ran.err and (tmp_path / "out").read_text() == "mine"
+    (tmp_path / "new.check.json").write_text("of an older file")
+    ran = leanlm("export", llama, tmp_path / "new", "--to", "gguf", "--unchecked")
+    assert ran.code == 2 and "new.check.json: is there already" in ran.err and not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_leaves_nothing(leanlm, llama, tmp_path, monkeypatch):

@@ -6,7 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from leanlm.checkpoint import save
+from hybrid_models import build
+from leanlm import families
+from leanlm.checkpoint import codecs, save
+from leanlm.checkpoint.load import load_module
+from leanlm.checkpoint.save import save_module
+from leanlm.errors import UsageError
+from leanlm.model.config import Attention, GatedMLP, ModelConfig, Norm, Rope
+from leanlm.quantize import job
 from tiny_models import GOLDEN, add_tokenizer, copy_case
 
 REPORT = "quantization-report.json"
@@ -125,3 +132,70 @@ def test_formats_on_the_fly(leanlm, tmp_path):
     assert leanlm("generate", "--model", model, "--genlen", 2, "--format", "int8", "the ").code == 0
     ran = leanlm("generate", "--model", model, "--format", "q4_0", "the ")
     assert ran.code == 2 and "no format" in ran.err
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A random Llama that every container can hold, without a tokenizer."""
+    layer = Attention(2, 2, 32, rope=Rope(32)), GatedMLP(96)
+    config = ModelConfig(64, 96, (layer,), norm=Norm(round_first=True), context_length=64)
+    folder = tmp_path_factory.mktemp("llama")
+    save_module(folder, build(config), families.get("hf_llama"))
+    return folder
+
+
+def test_asymmetric_groups_in_gptq(leanlm, llama, tmp_path):
+    flags = ("--scheme", "int4-g32-asym", "--method", "rtn", "--container", "gptq")
+    assert leanlm("quantize", llama, tmp_path / "out", *flags, "--plan").code == 0
+    ran = leanlm("quantize", llama, tmp_path / "out", *flags)
+    assert ran.code == 0 and "packed weights in gptq" in ran.out, ran.err
+    assert load_module(tmp_path / "out").raw["quantization_config"]["sym"] is False
+
+
+def test_what_a_container_refuses_in_the_end_is_kept_in_another(leanlm, llama, tmp_path, monkeypatch):
+    real = codecs.choose
+
+    def late(weights, wanted=None):
+        if wanted and (tmp_path / "ready").exists():
+            raise UsageError("gptq cannot hold it")
+        return real(weights, wanted)
+
+    def run(*arguments, **options):
+        report = job_run(*arguments, **options)
+        (tmp_path / "ready").touch()
+        return report
+
+    job_run = job.run
+    monkeypatch.setattr(codecs, "choose", late)
+    monkeypatch.setattr(job, "run", run)
+    flags = ("--scheme", "int4-g32", "--method", "rtn", "--container", "gptq")
+    ran = leanlm("quantize", llama, tmp_path / "out", *flags)
+    assert ran.code == 2 and "so that nothing is lost" in ran.err and "holds it as compressed-tensors" in ran.err
+    assert load_module(tmp_path / "out").module.layers[0][0].mixer.q_proj.bits > 4
+
+
+def test_integers_are_not_made_of_integers(leanlm, llama, tmp_path):
+    assert leanlm("quantize", llama, tmp_path / "int8", "--scheme", "int8", "--method", "rtn").code == 0
+    ran = leanlm("quantize", tmp_path / "int8", tmp_path / "out", "--scheme", "int4-g32", "--method", "rtn")
+    assert ran.code == 2 and "is int8 already; quantise the float model" in ran.err and not (tmp_path / "out").exists()
+
+
+def test_held_out_text_needs_a_tokenizer(leanlm, llama, tmp_path):
+    flags = ("--scheme", "int8", "--method", "rtn")
+    ran = leanlm("quantize", llama, tmp_path / "out", *flags, "--held-out", "missing.txt")
+    assert ran.code == 2 and "no tokenizer to read text with" in ran.err and not (tmp_path / "out").exists()
+    ran = leanlm("quantize", llama, tmp_path / "out", *flags)
+    assert ran.code == 0 and "note: without a tokenizer no held-out text" in ran.err
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert report["container"] == "compressed-tensors"
+    assert report["file_bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
+
+
+def test_a_mixed_model_is_sound(leanlm, tmp_path):
+    flags = ("--scheme", "ternary", "--override", "layers.0.*=int8", "--method", "rtn")
+    assert leanlm("quantize", GOLDEN / "trilm/trilm_mp3", tmp_path / "out", *flags).code == 0
+    ran = leanlm("verify", tmp_path / "out")
+    assert ran.code == 0 and "all 14 matrices are ternary" in ran.out
+    assert leanlm("quantize", GOLDEN / "trilm/trilm_mp3", tmp_path / "int8", "--scheme", "int8", "--method", "rtn").code == 0
+    assert leanlm("verify", tmp_path / "int8").code == 0
+    assert leanlm("verify", tmp_path / "int8", "--ternary").code == 5

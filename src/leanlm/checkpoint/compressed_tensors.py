@@ -135,9 +135,9 @@ def write(name: str, weight: Packed) -> dict[str, Tensor]:
 
 
 def _format(weight: Packed) -> Grouped:
-    """What it is stored in: ternary with one scale per row, or in groups of 128 where scales lie along columns."""
+    """What it is stored in: ternary with one scale per row, or in the coarsest groups that fit its bands of columns."""
     if isinstance(weight, TernaryWeight):
-        return Grouped(2, 0 if two_bit.by_rows(weight) else two_bit.GROUP)
+        return Grouped(2, 0 if two_bit.by_rows(weight) else two_bit.group_of(weight))
     return weight.format
 
 

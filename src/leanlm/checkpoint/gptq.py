@@ -106,7 +106,7 @@ def refusal(name: str, weight: Packed) -> str | None:
         return two_bit.refusal(weight)
     if weight.format.bits not in BITS:
         return f"GPTQ has no {weight.format.bits}-bit codes"
-    if weight.zeros is not None and not weight.zeros.all():
+    if weight.zeros is not None and not weight.zeros.is_meta and not weight.zeros.all():
         # Stored minus one it would wrap around, and readers that add the one back to whole words carry it over.
         return "it has zero points of 0, which GPTQ v1 cannot store"
     return None
@@ -131,7 +131,7 @@ def write(name: str, weight: Packed) -> dict[str, Tensor]:
 def _format(weight: Packed) -> Grouped:
     """What it is stored in: ternary as groups of 128 where they come out even, so that one format serves a whole model."""
     if isinstance(weight, TernaryWeight):
-        return Grouped(2, two_bit.GROUP if weight.shape[1] % two_bit.GROUP == 0 else 0)
+        return Grouped(2, two_bit.group_of(weight) or 0)
     return weight.format
 
 

@@ -27,6 +27,8 @@ class Published(Mapping[str, Tensor | Packed]):
         except CheckpointError as error:
             raise CheckpointError(f"{self.file.parent / CONFIG}: {error}") from None
         inside = {part for parts in self._parts.values() for part in parts}
+        if twice := next((name for name in self._parts if name in self._stored and name not in inside), None):
+            raise CheckpointError(f"{self.file}: {twice!r} is stored twice, as floats and packed ({self._parts[twice][0]!r})")
         self._names = dict.fromkeys([*(name for name in self._stored if name not in inside), *self._parts])
         self._packed: dict[str, Packed] = {}
 
@@ -38,7 +40,8 @@ class Published(Mapping[str, Tensor | Packed]):
             try:
                 self._packed[name] = self._codec.read(self._settings, name, tensors)
             except CheckpointError as error:
-                raise CheckpointError(f"{self.file}: {error}") from None
+                of_config = str(error).startswith("quantization_config")
+                raise CheckpointError(f"{self.file.parent / CONFIG if of_config else self.file}: {error}") from None
         return self._packed[name]
 
     def parts(self, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from leanlm.model.format import Grouped
 from leanlm.model.packed import GroupedWeight, TernaryWeight
 from leanlm.ops import packing
 
-GROUP = 128  # what other programs' kernels for groups expect
+GROUPS = (128, 64, 32)  # what other programs' kernels for groups expect, coarsest first
 
 
 def by_rows(weight: TernaryWeight) -> bool:
@@ -18,16 +18,21 @@ def by_rows(weight: TernaryWeight) -> bool:
     return weight.along_rows or len(weight.scales) == 1
 
 
+def group_of(weight: TernaryWeight) -> int | None:
+    """The coarsest groups of columns that every region starts with one of; None where there are none."""
+    fits = (g for g in GROUPS if weight.shape[1] % g == 0 and (by_rows(weight) or not (weight.starts % g).any()))
+    return next(fits, None)
+
+
 def refusal(weight: TernaryWeight) -> str | None:
     """Why no groups of columns can hold it exactly, or None."""
-    if by_rows(weight):
+    if by_rows(weight) or group_of(weight):
         return None
-    if weight.shape[1] % GROUP:
-        return f"its scales lie along {weight.shape[1]} columns, which do not divide into groups of {GROUP}"
-    inside = (weight.starts % GROUP).nonzero().flatten()
-    if len(inside):
-        return f"its scale changes at column {int(weight.starts[inside[0]])}, inside a group of {GROUP} columns"
-    return None
+    least = GROUPS[-1]
+    if weight.shape[1] % least:
+        return f"its scales lie along {weight.shape[1]} columns, which do not divide into groups of {least}"
+    inside = (weight.starts % least).nonzero().flatten()
+    return f"its scale changes at column {int(weight.starts[inside[0]])}, inside a group of {least} columns"
 
 
 def to_groups(weight: TernaryWeight, group: int) -> GroupedWeight:

@@ -27,7 +27,7 @@ class Command:
     weights, for vLLM among others."""
     type: Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_0", "TQ1_0", "TQ2_0", "Q2_0"] = "auto"
     """GGUF type of the matrices inside the layers (floats: of embedding and head too). auto: for every packed matrix the
-    smallest that holds it exactly, for floats their own."""
+    smallest of TQ2_0, Q4_0, Q6_K and Q8_0 that holds it exactly, for floats their own."""
     lossy: bool = False
     """GGUF: round to the nearest where the type cannot hold the weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -66,8 +66,9 @@ def run(command: Command) -> None:
 
 def check(command: Command) -> None:
     """Raises UsageError for flags that cannot be meant, before anything is loaded."""
-    if command.out.exists():
-        raise UsageError(f"{command.out}: is there already; nothing is overwritten, give a new name")
+    for path in (command.out, command.out.with_name(f"{command.out.name}.check.json")):
+        if path.exists():
+            raise UsageError(f"{path}: is there already; nothing is overwritten, give a new name")
     if command.to != "gguf" and (command.type != "auto" or command.lossy):
         raise UsageError(f"--type and --lossy are for --to gguf; --to {command.to} keeps the weights as they are")
     if command.json and command.unchecked:
@@ -117,7 +118,9 @@ def judged(found: dict) -> str:
         return f"not asked ({found['skipped']})"
     if "argmax_agreement" not in found:
         return f"{found['version']} failed"
+    alike = found.get("with_inputs_rounded_as_it_does", found)
+    rounded = f" ({alike['argmax_agreement']:.1%} with our inputs rounded as it rounds them)" if alike is not found else ""
     return (
         f"{found['version']}, {found['tokens']} tokens: logits up to {found['largest_logit_difference']:.2e} apart, "
-        f"the likeliest token the same for {found['argmax_agreement']:.1%}"
+        f"the likeliest token the same for {found['argmax_agreement']:.1%}{rounded}"
     )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,8 +28,8 @@ class Command:
     preset: Literal["quantlm-3", "quantlm-4", "quantlm-6", "quantlm-8"] | None = None
     """A recipe of the Spectra suite."""
     scheme: str | None = None
-    """Format of the matrices inside the layers: ternary, or int3, int4, int6, int8, with -g32, -g64, -g128 or -channel for
-    groups of inputs and -asym for a zero point of their own. int4 is int4-g128, int8 is int8-channel."""
+    """Format of the matrices inside the layers: ternary, or int2, int3, int4, int6, int8, with -g32, -g64, -g128 or -channel
+    for groups of inputs and -asym for a zero point of their own. int4 is int4-g128, int8 is int8-channel."""
     embedding: str | None = None
     """Format of the embedding, and of a head tied to it, for example int8; left as it is by default."""
     head: str | None = None
@@ -48,11 +48,11 @@ class Command:
     """Quantise the inputs that matter most first."""
     damping: float = 0.01
     """Share of the mean that GPTQ adds to the diagonal; raised by itself where it is not enough."""
-    held_out: str = BUILTIN
-    """Text to measure bits per byte on before and after: a file, a folder, builtin, or none."""
+    held_out: str | None = None
+    """Text to measure bits per byte on before and after: a file, a folder, builtin (the default), or none."""
     container: Literal["compressed-tensors", "gptq", "leanlm"] | None = None
-    """How packed weights are stored; the first of compressed-tensors and leanlm that holds them exactly. leanlm stores five
-    ternary weights in a byte."""
+    """How packed weights are stored; the first of compressed-tensors, gptq and leanlm that holds them exactly. leanlm stores
+    five ternary weights in a byte, the others four."""
     plan: bool = False
     """Only print which matrix would get which format."""
     tokenizer: str | None = None
@@ -70,7 +70,6 @@ class Command:
 def run(command: Command) -> None:
     check(command)
     from leanlm.api import load
-    from leanlm.checkpoint.aside import replacing
     from leanlm.quantize import job
 
     model = load(command.model, tokenizer=command.tokenizer, revision=command.revision, offline=command.offline)
@@ -86,20 +85,54 @@ def run(command: Command) -> None:
         length=command.length,
         act_order=command.act_order,
         damping=command.damping,
-        held_out=None if command.held_out == "none" else command.held_out,
+        held_out=held_out(command, model),
         seed=command.seed,
+        container=command.container,
     )
     try:
         report = job.run(model, plan, scheme, settings, progress)
     finally:
         progress("")
-    model.save(command.out, container=command.container)
-    with replacing(command.out) as aside:
-        aside(REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    report = save(command, model, report)
     if command.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         show(report, command.out)
+
+
+def held_out(command: Command, model) -> str | None:
+    """The held-out text to read; says so where there is none because nothing can read it."""
+    if command.held_out == "none":
+        return None
+    if model.tokenizer is None:
+        if command.held_out:
+            raise UsageError("--held-out: this model has no tokenizer to read text with: give --tokenizer")
+        print("note: without a tokenizer no held-out text is measured", file=sys.stderr)
+        return None
+    return command.held_out or BUILTIN
+
+
+def save(command: Command, model, report):
+    """Write the model and the report; returns the report with what the file says.
+
+    Raises UsageError where the wanted container cannot hold what was made, after writing it in another: nothing is lost.
+    """
+    from leanlm.checkpoint.aside import replacing
+    from leanlm.checkpoint.folder import SINGLE, read_config
+
+    refused = None
+    try:
+        model.save(command.out, container=command.container)
+    except UsageError as error:
+        refused = error
+        model.save(command.out)
+    container = read_config(command.out).get("quantization_config", {}).get("quant_method", "none")
+    report = replace(report, container=container, file_bytes=(command.out / SINGLE).stat().st_size)
+    with replacing(command.out) as aside:
+        aside(REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if refused:
+        raise UsageError(f"{refused}; so that nothing is lost, {command.out} holds it as {container}")
+    return report
 
 
 def check(command: Command) -> None:

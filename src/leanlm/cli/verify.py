@@ -48,6 +48,8 @@ def run(command: Command) -> None:
     if found.damage:
         more = f" (and {len(found.damage) - 1} more)" if len(found.damage) > 1 else ""
         raise CheckFailed(f"{command.model}: {found.damage[0]}{more}; the file is damaged or its training diverged")
+    if command.ternary and not found.magnitudes:
+        raise CheckFailed(f"{command.model}: its matrices are packed as integers, none is ternary")
     if failed and expected:
         raise CheckFailed(
             f"{command.model}: {len(failed)} of {len(found.magnitudes)} matrices are not ternary with {shards} scale(s): "
@@ -64,13 +66,13 @@ def claims_ternary(model: str) -> bool:
 
 
 def of(found, shards: int, failed: list[str]) -> dict:
-    worst = max(found.magnitudes, key=found.magnitudes.get)
+    worst = max(found.magnitudes, key=found.magnitudes.get, default=None)
     return {
         "matrices": len(found.magnitudes),
         "shards": shards,
         "worst": worst,
-        "magnitudes": found.magnitudes[worst],
-        "ternary": not failed,
+        "magnitudes": found.magnitudes.get(worst),
+        "ternary": bool(found.magnitudes) and not failed,
         "damage": found.damage,
         "oddities": found.oddities,
     }
@@ -79,13 +81,14 @@ def of(found, shards: int, failed: list[str]) -> dict:
 def lines(model: str, found, shards: int, failed: list[str]) -> list[str]:
     """The findings as people read them."""
     counts = found.magnitudes
-    most = max(counts.values())
-    said = [f"{model}: {len(counts)} matrices inside the layers"]
-    if failed:
+    said = [f"{model}: {len(counts)} matrices inside the layers that are not packed as integers"]
+    if not counts:
+        said.append("ternary: no")
+    elif failed:
         said.append(f"ternary: no; {len(counts) - len(failed)} of them are, with {shards} scale(s)")
     else:
         said.append(
-            f"ternary: yes; all {len(counts)} matrices are ternary: at most {most} distinct magnitudes in one, "
+            f"ternary: yes; all {len(counts)} matrices are ternary: at most {max(counts.values())} distinct magnitudes in one, "
             f"{shards + 1} are allowed ({shards} scale(s) and zero)"
         )
     said.append(f"damage: {'none' if not found.damage else '; '.join(found.damage[:5])}")

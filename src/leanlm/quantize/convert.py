@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from leanlm.model.format import Grouped
+from leanlm.errors import UsageError
+from leanlm.model.format import Grouped, Ternary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.linear import Matrix
 from leanlm.model.packed import Packed
@@ -17,8 +18,10 @@ def convert(module: LanguageModel, plan: Plan, progress: Callable[[str], None] =
     """In place: every matrix that `plan` names takes its format; `progress` is told the name before each.
 
     Returns the relative error of each weight, |W - Q|^2 / |W|^2. Nothing is changed where one of them cannot be converted.
-    Raises CheckFailed for a matrix that should be ternary and is not, CheckpointError for NaN or infinite weights.
+    Raises CheckFailed for a matrix that should be ternary and is not, CheckpointError for NaN or infinite weights, UsageError
+    for integers that are to become other integers.
     """
+    check_once(module, plan)
     matrices = module.matrices()
     converted: dict[str, Tensor | Packed] = {}
     errors: dict[str, float] = {}
@@ -29,6 +32,15 @@ def convert(module: LanguageModel, plan: Plan, progress: Callable[[str], None] =
     for name, weight in converted.items():
         matrices[name].hold(weight)
     return errors
+
+
+def check_once(module: LanguageModel, plan: Plan) -> None:
+    """Raises UsageError where integers would be made of other integers, which loses twice."""
+    matrices = module.matrices()
+    for name, chosen in plan.items():
+        held = matrices[name].format
+        if isinstance(chosen, Grouped) and held not in (None, chosen) and not isinstance(held, Ternary):
+            raise UsageError(f"{name}: is {held} already; quantise the float model it was made from")
 
 
 def to_format(module: LanguageModel, scheme: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from leanlm.model.language_model import LanguageModel
-from leanlm.model.packed import Packed, TernaryWeight
+from leanlm.model.packed import GroupedWeight, Packed, TernaryWeight
 from leanlm.ops import packing
 from leanlm.quantize.plan import NEVER, TABLES
 from leanlm.quantize.ternary import distinct
@@ -20,8 +20,8 @@ OUTLIER = 40  # times the root mean square of its matrix: beyond it a weight is 
 
 @dataclass(frozen=True)
 class Health:
-    """`damage` makes a model useless, `oddities` may be meant. `magnitudes`: distinct ones of every matrix inside the layers,
-    `ternary` the names of those with one per band of rows or columns."""
+    """`damage` makes a model useless, `oddities` may be meant. `magnitudes`: distinct ones of every matrix inside the layers
+    but those packed as integers of more bits; `ternary` the names of those with one per band of rows or columns."""
 
     damage: tuple[str, ...]
     oddities: tuple[str, ...]
@@ -42,7 +42,8 @@ def examine(module: LanguageModel) -> Health:
             oddities += odd_matrix(name, values)
         else:
             oddities += odd_vector(name, values)
-        if name in matrices and name not in TABLES and not name.endswith(NEVER):
+        meant_as_integers = isinstance(weight, GroupedWeight) and weight.format.bits > 2
+        if name in matrices and name not in TABLES and not name.endswith(NEVER) and not meant_as_integers:
             magnitudes[name] = distinct(values.abs())
             if isinstance(weight, TernaryWeight) or packing.ternarise(values) is not None:
                 ternary.add(name)

@@ -17,7 +17,7 @@ from leanlm.model.format import Grouped
 from leanlm.model.packed import Packed
 from leanlm.quantize import plan as plans
 from leanlm.quantize.calibrate import Calibrated, calibrate, samples
-from leanlm.quantize.convert import convert
+from leanlm.quantize.convert import check_once, convert
 from leanlm.quantize.plan import Plan
 from leanlm.quantize.report import MatrixReport, Report
 from leanlm.train import recipe
@@ -32,7 +32,8 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Settings:
     """How integers are chosen and judged. `calibration` and `held_out` are a file, a folder, or "builtin"; `held_out` None
-    measures nothing; `length` None is 2,048 tokens, or the model's context where that is less."""
+    measures nothing; `length` None is 2,048 tokens, or the model's context where that is less; `container` is what the result
+    must fit, as far as that can be told before GPTQ is run."""
 
     method: str = "gptq"
     calibration: str = BUILTIN
@@ -42,6 +43,7 @@ class Settings:
     damping: float = 0.01
     held_out: str | None = BUILTIN
     seed: int = 0
+    container: str | None = None
 
 
 def plan(
@@ -55,6 +57,7 @@ def plan(
     """`plan.make` for a model, checked against what its family's files and the container can hold. Raises UsageError."""
     shapes = {name: tuple(matrix.weight.shape) for name, matrix in model.module.matrices().items()}
     made = plans.make(shapes, scheme, embedding, head, overrides)
+    check_once(model.module, made)
     plans.check_stacked(made, families.get(model.family).rules(model.config))
     if container:
         with torch.device("meta"):
@@ -77,6 +80,9 @@ def run(model: Model, plan: Plan, scheme: str, settings: Settings, progress: Pro
     before = weight_bytes(module.weights())
     bits_before = measured(model, held_out, progress, "held-out text, before")
     errors = convert(module, {n: f for n, f in plan.items() if n not in inside}, lambda name: progress(f"packing {name}"))
+    if settings.container:
+        ready = {name: weight for name, weight in module.weights().items() if name in errors and isinstance(weight, Packed)}
+        codecs.choose(ready, settings.container)
     calibrated: dict[str, Calibrated] = {}
     if inside:
         progress(f"reading {tokens.numel():,} tokens of calibration text")

@@ -28,7 +28,8 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A quantised model. Bytes are those of all its weights; bits per byte those of the held-out text, None if not read."""
+    """A quantised model. Bytes are those of all its weights in memory; bits per byte those of the held-out text, None if not
+    read; `container` and `file_bytes` how and in how many bytes the weights were stored, None before they were."""
 
     scheme: str
     method: str
@@ -37,6 +38,8 @@ class Report:
     bytes_after: int
     bits_per_byte_before: float | None = None
     bits_per_byte_after: float | None = None
+    container: str | None = None
+    file_bytes: int | None = None
 
     @property
     def bits(self) -> float:
@@ -61,6 +64,10 @@ class Report:
         """The whole model in a line or two."""
         ratio = self.bytes_before / max(1, self.bytes_after)
         said = [f"weights: {self.bytes_before:,} bytes before, {self.bytes_after:,} after ({ratio:.2f} times smaller)"]
+        if self.file_bytes is not None:
+            ternary = self.container != "leanlm" and any(m.format == "ternary" for m in self.matrices)
+            smaller = "; --container leanlm stores a ternary weight in 1.6 bits" if ternary else ""
+            said.append(f"file: {self.file_bytes:,} bytes, packed weights in {self.container}{smaller}")
         if self.bits_per_byte_before is not None and self.bits_per_byte_after is not None:
             change = 100 * (self.bits_per_byte_after / self.bits_per_byte_before - 1)
             said.append(
