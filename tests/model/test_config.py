@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
-from hybrid_models import ONE_OF_EACH, hybrids
 from hypothesis import given, settings
 
+from hybrid_models import ONE_OF_EACH, hybrids
 from leanlm.errors import CheckpointError
 from leanlm.model.config import (
     MIXERS,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hybrid_models import LONGEST, ONE_OF_EACH, alone, build, cut_texts, hybrids, text
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from hybrid_models import LONGEST, ONE_OF_EACH, alone, build, cut_texts, hybrids, text
 from leanlm.model.config import Mamba2, ModelConfig
 
 FLOAT32 = 3e-5  # of the largest logit (and of the largest entry of each state tensor)

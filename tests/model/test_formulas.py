@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hybrid_models import alone, build
 
+from hybrid_models import alone, build
 from leanlm import ops
 from leanlm.model import rotary
 from leanlm.model.config import Attention, DiscreteMamba2, Llama3Scaling, Mamba1, Mamba2, Norm, Rope

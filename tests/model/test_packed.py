@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from hybrid_models import ONE_OF_EACH, alone, build, text
 
+from hybrid_models import ONE_OF_EACH, alone, build, text
 from leanlm.errors import UsageError
 from leanlm.model import packed
 from leanlm.model.config import ModelConfig

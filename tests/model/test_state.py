@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hybrid_models import ONE_OF_EACH, alone, build, hybrids, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid_models import ONE_OF_EACH, alone, build, hybrids, text
 from leanlm.errors import CapacityError, LeanLMError, UsageError
 from leanlm.model.config import MLP, Attention, Mamba1, Mamba2, ModelConfig
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from hybrid_models import ONE_OF_EACH, alone, build, text
 
+from hybrid_models import ONE_OF_EACH, alone, build, text
 from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.model.config import MLP, Attention, GatedMLP, Mamba1, Mamba2, ModelConfig
 from leanlm.model.format import Grouped
