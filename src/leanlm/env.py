@@ -20,10 +20,12 @@ class Variable:
         return self.get().strip().lower() not in ("", "0", "false", "no", "off")
 
 
-IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (eager or reference), where it has one")
+IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (eager or reference), and no model natively")
+ISA = Variable("LEANLM_ISA", "", "instruction set of the native library, where the CPU has it: portable, avx2 or avx512")
+THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many as there are physical cores by default")
 DEBUG = Variable("LEANLM_DEBUG", "", "1: show tracebacks instead of one-line errors, as --debug does")
 HF_HUB_OFFLINE = Variable("HF_HUB_OFFLINE", "", "1: use only what is already on disk, as --offline does")
 HF_TOKEN = Variable("HF_TOKEN", "", "access token for gated repositories (read by huggingface_hub)")
 GOLDEN = Variable("LEANLM_GOLDEN", "", "folder of golden cases that the tests run besides their own")
 
-VARIABLES = (IMPL, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, GOLDEN)
+VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, GOLDEN)

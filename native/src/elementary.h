@@ -1,0 +1,78 @@
+/* Exponential, logarithmic and error functions of vectors, to about two units in the last place.
+ *
+ * The polynomials are minimax fits of their own functions over the reduced ranges stated.
+ */
+#pragma once
+
+#include "vector.h"
+
+namespace leanlm::LEANLM_NAMESPACE {
+inline namespace vectors {
+
+constexpr float LOG2_E = 1.44269504f;
+constexpr float ROUNDER = 0x1.8p23f; /* x + ROUNDER - ROUNDER: x rounded to an integer, which the low bits of the sum hold */
+
+/* x 2^n where the low bits of `shifted` (an n + ROUNDER) hold n and the result is normal. */
+LEANLM_INLINE Vec times_power(Vec x, Vec shifted) { return from_bits(bits_of(x) + (bits_of(shifted) << 23)); }
+
+/* 2^x for x <= 127; below 2^-126 it stays there. */
+LEANLM_INLINE Vec exp2_of_negative(Vec x) {
+    x = at_least(x, splat(-126.0f));
+    const Vec shifted = x + ROUNDER;
+    const Vec r = x - (shifted - ROUNDER); /* -1/2 .. 1/2 */
+    Vec q = fma(r, splat(0.00133347884f), splat(0.00966616068f));
+    q = fma(q, r, splat(0.0555049665f));
+    q = fma(q, r, splat(0.240223527f));
+    q = fma(q, r, splat(0.693147123f));
+    return times_power(fma(q, r, splat(1.0f)), shifted);
+}
+
+/* e^x; 0 below -87.33, infinite above 88.72. */
+LEANLM_INLINE Vec exp(Vec x) {
+    const Vec bounded = at_most(at_least(x, splat(-87.33f)), splat(88.7228f));
+    const Vec shifted = fma(bounded, splat(LOG2_E), splat(ROUNDER));
+    const Vec n = shifted - ROUNDER;
+    const Vec r = fma(n, splat(-1.42860682e-6f), fma(n, splat(-0x1.62e4p-1f), bounded)); /* x - n log 2; the first product is exact */
+    Vec q = fma(r, splat(0.00139023748f), splat(0.00836311746f));
+    q = fma(q, r, splat(0.0416668393f));
+    q = fma(q, r, splat(0.166665778f));
+    q = fma(q, r, splat(0.5f));
+    Vec y = times_power(fma(q, r * r, r) + 1.0f, shifted);
+    y = x < -87.33f ? zeros() : y;
+    return x > 88.7228f ? splat(__builtin_inff()) : y;
+}
+
+LEANLM_INLINE Vec silu(Vec x) { return x / (1.0f + exp(-x)); }
+
+/* log(1 + e^x) = max(x, 0) + log(1 + u), u = e^-|x|; log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3. */
+LEANLM_INLINE Vec softplus(Vec x) {
+    const Vec u = exp(from_bits(bits_of(x) | 0x80000000u));
+    const Vec s = u / (u + 2.0f), t = s * s;
+    Vec q = fma(t, splat(0.116164811f), splat(0.108523294f));
+    q = fma(q, t, splat(0.142962456f));
+    q = fma(q, t, splat(0.199998513f));
+    q = fma(q, t, splat(0.333333343f));
+    const Vec log1p = 2.0f * fma(s * t, q, s);
+    return at_least(x, zeros()) + log1p;
+}
+
+/* x (1 + erf(x / sqrt 2)) / 2, from e^(t^2) erfc(t) as a polynomial in u = 1 / (1 + t / 2), t = |x| / sqrt 2. What rounding
+ * takes from t^2 = x^2 / 2 is put back: the exponential would magnify it. */
+LEANLM_INLINE Vec gelu(Vec x) {
+    const Vec size = at_most(from_bits(bits_of(x) & 0x7fffffffu), splat(20.0f));
+    const Vec t = size * 0.707106781f, square = 0.5f * size * size, lost = fma(0.5f * size, size, -square);
+    const Vec u = 1.0f / fma(t, splat(0.5f), splat(1.0f));
+    Vec q = fma(u, splat(-0.0590801165f), splat(0.284623712f));
+    q = fma(q, u, splat(-0.487288237f));
+    q = fma(q, u, splat(0.278153092f));
+    q = fma(q, u, splat(-0.0266742781f));
+    q = fma(q, u, splat(0.202703074f));
+    q = fma(q, u, splat(0.243100688f));
+    q = fma(q, u, splat(0.282375604f));
+    q = fma(q, u, splat(0.282086402f));
+    const Vec erfc = q * u * exp(-square) * (1.0f - lost);
+    return 0.5f * x * (x < 0.0f ? erfc : 2.0f - erfc);
+}
+
+} // namespace vectors
+} // namespace leanlm::LEANLM_NAMESPACE

@@ -1,0 +1,157 @@
+/* Vectors: W floats for products of floats, and 32 bytes with their eight sums of four for products of integers. */
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define LEANLM_INLINE inline __attribute__((always_inline))
+
+namespace leanlm {
+namespace LEANLM_NAMESPACE {
+
+LEANLM_INLINE float widen_bf16(uint16_t bits) {
+    uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
+LEANLM_INLINE float widen_f16(uint16_t bits) {
+#if defined(__F16C__)
+    return _cvtsh_ss(bits);
+#else
+    // The exponent's bias is mended by a product, which also brings subnormal numbers into place.
+    uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = static_cast<uint32_t>(bits & 0x7fff) << 13;
+    if ((bits & 0x7c00) == 0x7c00) rest |= 0x7f800000;  // infinite or not a number
+    float value, bias = 0x1p112f;
+    std::memcpy(&value, &rest, 4);
+    if ((bits & 0x7c00) != 0x7c00) value *= bias;
+    std::memcpy(&rest, &value, 4);
+    rest |= sign;
+    std::memcpy(&value, &rest, 4);
+    return value;
+#endif
+}
+
+#if defined(__AVX512F__)
+
+constexpr int W = 16;
+using Floats = __m512;
+LEANLM_INLINE Floats zeros() { return _mm512_setzero_ps(); }
+LEANLM_INLINE Floats load(const float *p) { return _mm512_loadu_ps(p); }
+LEANLM_INLINE void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+LEANLM_INLINE Floats all(float v) { return _mm512_set1_ps(v); }
+LEANLM_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+LEANLM_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+LEANLM_INLINE float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+LEANLM_INLINE Floats load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+/* Values 0, 2, 4 .. and 1, 3, 5 .. of 2 W bfloat16. */
+LEANLM_INLINE void load_bf16(const uint16_t *p, Floats &even, Floats &odd) {
+    __m512i both = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int W = 8;
+using Floats = __m256;
+LEANLM_INLINE Floats zeros() { return _mm256_setzero_ps(); }
+LEANLM_INLINE Floats load(const float *p) { return _mm256_loadu_ps(p); }
+LEANLM_INLINE void store(float *p, Floats v) { _mm256_storeu_ps(p, v); }
+LEANLM_INLINE Floats all(float v) { return _mm256_set1_ps(v); }
+LEANLM_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+LEANLM_INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+LEANLM_INLINE Floats load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+LEANLM_INLINE void load_bf16(const uint16_t *p, Floats &even, Floats &odd) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)p);
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)));
+}
+
+#else
+
+constexpr int W = 8;
+typedef float Floats __attribute__((vector_size(32)));
+LEANLM_INLINE Floats zeros() { return Floats{}; }
+LEANLM_INLINE Floats load(const float *p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+LEANLM_INLINE void store(float *p, Floats v) { std::memcpy(p, &v, sizeof v); }
+LEANLM_INLINE Floats all(float v) { return Floats{v, v, v, v, v, v, v, v}; }
+LEANLM_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
+LEANLM_INLINE Floats add(Floats a, Floats b) { return a + b; }
+LEANLM_INLINE Floats load_f16(const uint16_t *p) {
+    Floats v;
+    for (int i = 0; i < 8; i++) v[i] = widen_f16(p[i]);
+    return v;
+}
+LEANLM_INLINE void load_bf16(const uint16_t *p, Floats &even, Floats &odd) {
+    for (int i = 0; i < 8; i++) even[i] = widen_bf16(p[2 * i]), odd[i] = widen_bf16(p[2 * i + 1]);
+}
+
+#endif
+
+#if defined(__AVX2__)
+
+using Bytes = __m256i;
+using Sums = __m256i;   // int32 of bytes 4 i .. 4 i + 3
+using Eight = __m256;
+LEANLM_INLINE Eight zero_eight() { return _mm256_setzero_ps(); }
+LEANLM_INLINE Eight load_eight(const float *p) { return _mm256_loadu_ps(p); }
+LEANLM_INLINE void store_eight(float *p, Eight v) { _mm256_storeu_ps(p, v); }
+LEANLM_INLINE Eight all_eight(float v) { return _mm256_set1_ps(v); }
+LEANLM_INLINE Eight fma_eight(Eight a, Eight b, Eight c) { return _mm256_fmadd_ps(a, b, c); }
+LEANLM_INLINE Eight add_eight(Eight a, Eight b) { return _mm256_add_ps(a, b); }
+LEANLM_INLINE Eight floats(Sums v) { return _mm256_cvtepi32_ps(v); }
+/* Floats p[0 .. N - 1], each 8 / N times. */
+template <int N>
+LEANLM_INLINE Eight spread_eight(const float *p) {
+    if (N == 1) return _mm256_broadcast_ss(p);
+    if (N == 2) return _mm256_setr_m128(_mm_broadcast_ss(p), _mm_broadcast_ss(p + 1));
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+LEANLM_INLINE float sum_eight(Eight v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+#if !defined(__AVX512F__)
+LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
+#endif
+
+#else
+
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef int32_t Sums __attribute__((vector_size(32)));
+using Eight = Floats;
+LEANLM_INLINE Eight zero_eight() { return zeros(); }
+LEANLM_INLINE Eight load_eight(const float *p) { return load(p); }
+LEANLM_INLINE void store_eight(float *p, Eight v) { store(p, v); }
+LEANLM_INLINE Eight all_eight(float v) { return all(v); }
+LEANLM_INLINE Eight fma_eight(Eight a, Eight b, Eight c) { return a * b + c; }
+LEANLM_INLINE Eight add_eight(Eight a, Eight b) { return a + b; }
+LEANLM_INLINE Eight floats(Sums v) { return __builtin_convertvector(v, Eight); }
+template <int N>
+LEANLM_INLINE Eight spread_eight(const float *p) {
+    Eight v;
+    for (int i = 0; i < 8; i++) v[i] = p[i * N / 8];
+    return v;
+}
+LEANLM_INLINE float sum_eight(Eight v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
+
+#endif
+
+LEANLM_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
+}  // namespace LEANLM_NAMESPACE
+}  // namespace leanlm
