@@ -24,6 +24,7 @@ class Command:
 def run(command: Command) -> None:
     found = {
         "machine": machine(),
+        "runtime": runtime(),
         "operations": operations(),
         "optional packages": optional_packages(),
         "environment": environment(),
@@ -62,6 +63,20 @@ def instruction_sets() -> list[str]:
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
     wanted = re.compile(r"avx|fma$|f16c|amx|asimd|sve|bf16|i8mm")
     return [flag for flag in flags[1].split() if wanted.match(flag)] if flags else []
+
+
+def runtime() -> Section:
+    """What runs models on the CPU, and why."""
+    from leanlm.runtime import unavailable
+
+    if env.IMPL.get():
+        return {"cpu": f"the modules themselves, because LEANLM_IMPL is {env.IMPL.get()}"}
+    if reason := unavailable():
+        return {"cpu": f"the modules themselves, slower; {reason}"}
+    from leanlm.ops import native
+
+    library = native.library()
+    return {"cpu": f"native library, {library.leanlm_isa().decode()}, {library.leanlm_threads()} threads"}
 
 
 def operations() -> Section:

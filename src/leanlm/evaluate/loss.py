@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from leanlm import runtime
 from leanlm.model.language_model import LanguageModel
 
 CHUNK = 512  # tokens per call
@@ -35,12 +36,13 @@ class Loss:
 def measure(module: LanguageModel, documents: Iterable[tuple[Sequence[int], int]], start_id: int) -> Loss:
     """Loss over documents of (token ids, bytes of text); every token is predicted, the first one from `start_id`."""
     nats, tokens, size = 0.0, 0, 0
+    run = runtime.of(module)
     for ids, n_bytes in documents:
         text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
         state = module.new_state(1, capacity=text.shape[1])
         for begin in range(0, text.shape[1] - 1, CHUNK):
             part = text[:, begin : begin + CHUNK + 1]
-            logits = module(part[:, :-1], state).float()
+            logits = run(part[:, :-1], state).float()
             nats += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
         tokens += len(ids)
         size += n_bytes

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from leanlm import runtime
 from leanlm.errors import CheckFailed, UsageError
 from leanlm.generate import filters
 from leanlm.generate.sampling import Sampling
@@ -88,8 +89,9 @@ def seeded(seed: int | None, rows: int) -> list[torch.Generator]:
 def read(module: LanguageModel, tokens: Sequence[Sequence[int]], state: State) -> Tensor:
     """Feed rows of equally many tokens to `state`, in chunks; logits [B, V] after the last one."""
     tokens = torch.tensor(tokens, dtype=torch.int64)
+    run = runtime.of(module)
     for part in tokens.split(CHUNK, 1):
-        logits = module(part.to(module.device), state, last_only=True)
+        logits = run(part.to(module.device), state, last_only=True)
     return logits[:, -1]
 
 
@@ -128,7 +130,7 @@ def extend(
     logits are not finite.
     """
     seen = filters.mark([row.seen for row in rows], size, logits.device) if sampling.repetition_penalty != 1 else None
-    warn_past_context = context_warning(module.config.context_length)
+    warn_past_context, run = context_warning(module.config.context_length), runtime.of(module)
     while True:
         warn_past_context(state)
         logits = logits[:, :size]
@@ -145,7 +147,7 @@ def extend(
         column = torch.tensor([[row.new[-1]] for row in rows], device=module.device)
         if seen is not None:
             seen.scatter_(1, column, True)
-        logits = module(column, state, last_only=True)[:, -1]
+        logits = run(column, state, last_only=True)[:, -1]
 
 
 def end_together(rows: Sequence[Row], eos_ids: frozenset[int]) -> None:

@@ -93,7 +93,7 @@ class LanguageModel(nn.Module):
         Running it to its end updates `state` in place.
         """
         if state:
-            self._check_fits(tokens, state)
+            self.check_fits(tokens, state)
         if segments is not None:
             segments = ordinals(segments)
         x = self.embedding(tokens)
@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
             state.position += tokens.shape[1]
         yield self.norm(x)
 
-    def _check_fits(self, tokens: Tensor, state: State) -> None:
+    def check_fits(self, tokens: Tensor, state: State) -> None:
         """Refuse, before any sublayer has written, tokens [B, L] that `state` has no rows or no room for."""
         batch, L = tokens.shape
         if batch != state.batch:

@@ -1,0 +1,46 @@
+"""How a model is run where nothing is to be learnt: natively on the CPU, else as the module it is."""
+
+import functools
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from leanlm import env
+from leanlm.model.language_model import LanguageModel
+
+Run = Callable[..., Tensor]  # run(tokens, state, last_only=False) -> logits, as LanguageModel.forward
+
+_RUNNING: "weakref.WeakKeyDictionary[LanguageModel, Run]" = weakref.WeakKeyDictionary()
+
+
+def of(module: LanguageModel) -> Run:
+    """What runs this module best: called as the module with a state, without gradients.
+
+    A module whose mathematics somebody has changed (a subclass, hooks, another `forward`) is run as it is.
+    """
+    if module.device.type != "cpu" or module.dtype == torch.float64 or env.IMPL.get() or changed(module) or unavailable():
+        return module
+    if module not in _RUNNING:
+        from leanlm.runtime.native import NativeRuntime
+
+        _RUNNING[module] = NativeRuntime(module)
+    return _RUNNING[module]
+
+
+def changed(module: LanguageModel) -> bool:
+    """Whether the module does, or may do, something else than its class says."""
+    inside = list(module.modules())
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in inside)
+    return hooked or type(module) is not LanguageModel
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why the native library cannot be used; empty where it can."""
+    try:
+        import leanlm.runtime.native  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return ""
