@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from leanlm import families
+from leanlm.bench.packed_sizes import PRINTED as SPECTRA  # 1e9 bits of the whole model
 from leanlm.families import catalog
 from leanlm.model import cost
 
@@ -26,17 +27,6 @@ BILLIONS = {
     "avengers-llama3-1.8b": "1.884",
     "avengers-mamba-1.5b": "1.500",
     "avengers-mamba-2.9b": "2.897",
-}
-SPECTRA = {  # bits of the whole model in 1e9: FloatLM, QuantLM 8, 6, 4, 3, TriLM (Spectra, arXiv 2407.12327, table 4)
-    "99M": (1.60, 1.21, 1.11, 1.03, 0.98, 0.90),
-    "190M": (3.05, 2.14, 1.92, 1.72, 1.60, 1.42),
-    "390M": (6.28, 3.96, 3.38, 2.88, 2.59, 2.11),
-    "560M": (9.11, 5.58, 4.70, 3.93, 3.49, 2.76),
-    "830M": (13.34, 7.91, 6.55, 5.36, 4.68, 3.55),
-    "1.1B": (18.39, 10.64, 8.70, 7.00, 6.03, 4.42),
-    "1.5B": (24.23, 13.77, 11.15, 8.86, 7.55, 5.36),
-    "2.4B": (39.38, 21.55, 17.09, 13.18, 10.95, 7.23),
-    "3.9B": (63.83, 34.39, 27.03, 20.59, 16.91, 10.76),
 }
 SPECTRA_PARAMETERS = {  # millions, with the unpadded vocabulary
     "99M": 99.735, "190M": 190.497, "390M": 392.424, "560M": 569.174, "830M": 834.003,

@@ -174,6 +174,14 @@ class Program:
             silu=conv.activation == "silu",
         )
 
+    def ssd(self, xBC: Columns, a: Columns, y: Columns, D: Tensor, sizes: tuple[int, int, int], **more) -> None:
+        """The scan of x | B | C into y, with the decays that `a` gives and the skip D; sizes: heads, groups, state width."""
+        H, G, N = sizes
+        x, B, C = xBC.split([y.width, G * N, G * N])
+        given = {"x": x.rows, "B": B.rows, "C": C.rows, "a": a.rows, "y": y.rows, "D": self.floats(D)}
+        memory = {"slot": self.slot("ssm"), "dtype": self.dtype("ssm")}
+        self.add(steps.SSD, **given, H=H, P=y.width // H, G=G, N=N, **memory, **more)
+
 
 def mlp(program: Program, mixer: MLP) -> None:
     hidden = program.buffer("wide", mixer.in_proj.out_features)
@@ -225,30 +233,20 @@ def mamba2(program: Program, mixer: Mamba2) -> None:
     program.linear(mixer.in_proj, program.h, projected)
     mlp_gate, mlp_value, z, xBC, a = projected.split(mixer.parts)
     program.conv(mixer.conv, xBC)
-    shared = cfg.n_groups * cfg.d_state
-    x, B, C = xBC.split([cfg.d_inner, shared, shared])
     out = program.buffer("inner", cfg.d_mlp + cfg.d_inner)
     first, y = out.split([cfg.d_mlp, cfg.d_inner])
-    program.add(
-        steps.SSD,
-        x=x.rows,
-        B=B.rows,
-        C=C.rows,
-        a=a.rows,
-        y=y.rows,
+    program.ssd(
+        xBC,
+        a,
+        y,
+        mixer.D,
+        (cfg.n_heads, cfg.n_groups, cfg.d_state),
+        mode=0,
         A=program.floats(-torch.exp(mixer.A_log.detach().float())),
         dt_bias=program.floats(mixer.dt_bias),
-        D=program.floats(mixer.D),
         dt_min=cfg.dt_min,
         dt_max=UNBOUNDED if cfg.dt_max is None else cfg.dt_max,
-        H=cfg.n_heads,
-        P=cfg.head_dim,
-        G=cfg.n_groups,
-        N=cfg.d_state,
-        mode=0,
         d_per_channel=cfg.d_per_channel,
-        slot=program.slot("ssm"),
-        dtype=program.dtype("ssm"),
     )
     if mixer.norm_weight is not None:
         program.add(
@@ -274,25 +272,8 @@ def discrete_mamba2(program: Program, mixer: DiscreteMamba2) -> None:
     program.linear(mixer.in_proj, program.h, projected)
     xBC, z, a = projected.split(mixer.parts)
     program.conv(mixer.conv, xBC)
-    shared = cfg.n_qk_heads * cfg.d_state
-    x, B, C = xBC.split([cfg.d_inner, shared, shared])
     y = program.buffer("inner", cfg.d_inner)
-    program.add(
-        steps.SSD,
-        x=x.rows,
-        B=B.rows,
-        C=C.rows,
-        a=a.rows,
-        y=y.rows,
-        D=program.floats(mixer.D),
-        H=cfg.n_v_heads,
-        P=cfg.head_dim,
-        G=cfg.n_qk_heads,
-        N=cfg.d_state,
-        mode=1,
-        slot=program.slot("ssm"),
-        dtype=program.dtype("ssm"),
-    )
+    program.ssd(xBC, a, y, mixer.D, (cfg.n_v_heads, cfg.n_qk_heads, cfg.d_state), mode=1)
     program.activate(steps.MUL_SILU, y, y, z, mixer.z_bias)
     program.into_stream(mixer.out_proj, y)
 
