@@ -157,8 +157,8 @@ typedef struct {
     };
 } leanlm_step;
 
-/* Run the steps for tokens [B, L], with the state tensors `memories`; logits [B, L, V], or [B, 1, V] with last_only. 0, or 1
- * where a step is of an unknown kind (nothing after it was done). */
+/* Run the steps for tokens [B, L], with the state tensors `memories`; logits [B, L, V], or [B, 1, V] with last_only. 0, or
+ * the number of the step, from 1 on, that was refused (nothing after it was done). */
 int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens, int64_t B, int64_t L, void *const *memories,
                float *logits, int64_t logits_stride, int32_t last_only);
 

@@ -15,82 +15,78 @@ struct Call {
     template <typename T> T *memory(int32_t slot) const { return static_cast<T *>(memories[slot]); }
 };
 
-void head(const leanlm_matmul_step &s, const Call &c) {
+bool head(const leanlm_matmul_step &s, const Call &c) {
     const int64_t skipped = c.last_only ? c.L - 1 : 0, per_row = c.last_only ? c.L : 1;
-    leanlm_matmul(&s.weight, s.x.data + skipped * s.x.stride, s.x.stride * per_row, c.logits, c.logits_stride,
-                  c.last_only ? c.B : c.M, s.bias, 0, s.precision);
+    return leanlm_matmul(&s.weight, s.x.data + skipped * s.x.stride, s.x.stride * per_row, c.logits, c.logits_stride,
+                         c.last_only ? c.B : c.M, s.bias, 0, s.precision) == 0;
 }
 
-void attend(const leanlm_attend_step &s, const Call &c) {
+bool attend(const leanlm_attend_step &s, const Call &c) {
     int64_t *position = c.memory<int64_t>(s.position_slot);
-    leanlm_attend(s.q.data, s.q.stride, s.k.data, s.k.stride, s.v.data, s.v.stride, s.y.data, s.y.stride, c.B, c.L, s.H, s.Hkv,
-                  s.P, s.slots, s.window, s.scale, position, c.memory<int64_t>(s.start_slot), c.memory<void>(s.k_slot),
-                  c.memory<void>(s.v_slot), s.dtype);
+    const int refused =
+        leanlm_attend(s.q.data, s.q.stride, s.k.data, s.k.stride, s.v.data, s.v.stride, s.y.data, s.y.stride, c.B, c.L, s.H,
+                      s.Hkv, s.P, s.slots, s.window, s.scale, position, c.memory<int64_t>(s.start_slot),
+                      c.memory<void>(s.k_slot), c.memory<void>(s.v_slot), s.dtype);
     for (int64_t b = 0; b < c.B; ++b) position[b] += c.L;
+    return refused == 0;
 }
 
 bool run(const leanlm_step &step, const Call &c) {
     switch (step.op) {
     case LEANLM_STEP_EMBED: {
         const auto &s = step.embed;
-        leanlm_embed(&s.weight, c.tokens, s.y.data, s.y.stride, c.M);
-        return true;
+        return leanlm_embed(&s.weight, c.tokens, s.y.data, s.y.stride, c.M) == 0;
     }
     case LEANLM_STEP_NORM: {
         const auto &s = step.norm;
-        leanlm_norm(s.x.data, s.x.stride, s.y.data, s.y.stride, c.M, s.D, s.weight, s.bias, s.eps);
-        return true;
+        return leanlm_norm(s.x.data, s.x.stride, s.y.data, s.y.stride, c.M, s.D, s.weight, s.bias, s.eps) == 0;
     }
     case LEANLM_STEP_MATMUL: {
         const auto &s = step.matmul;
-        leanlm_matmul(&s.weight, s.x.data, s.x.stride, s.y.data, s.y.stride, c.M, s.bias, s.accumulate, s.precision);
-        return true;
+        return leanlm_matmul(&s.weight, s.x.data, s.x.stride, s.y.data, s.y.stride, c.M, s.bias, s.accumulate, s.precision) == 0;
     }
     case LEANLM_STEP_ACTIVATE: {
         const auto &s = step.activate;
-        leanlm_activate(s.kind, s.x.data, s.x.stride, s.z.data, s.z.stride, s.bias, s.y.data, s.y.stride, c.M, s.D);
-        return true;
+        return leanlm_activate(s.kind, s.x.data, s.x.stride, s.z.data, s.z.stride, s.bias, s.y.data, s.y.stride, c.M, s.D) == 0;
     }
     case LEANLM_STEP_GATED_NORM: {
         const auto &s = step.gated_norm;
-        leanlm_gated_norm(s.y.data, s.y.stride, s.z.data, s.z.stride, c.M, s.D, s.weight, s.eps, s.groups, s.before);
-        return true;
+        return leanlm_gated_norm(s.y.data, s.y.stride, s.z.data, s.z.stride, c.M, s.D, s.weight, s.eps, s.groups, s.before) == 0;
     }
     case LEANLM_STEP_CONV: {
         const auto &s = step.conv;
-        leanlm_conv(s.x.data, s.x.stride, c.B, c.L, s.C, s.K, s.weight, s.bias, c.memory<void>(s.slot), s.dtype, s.silu);
-        return true;
+        return leanlm_conv(s.x.data, s.x.stride, c.B, c.L, s.C, s.K, s.weight, s.bias, c.memory<void>(s.slot), s.dtype,
+                           s.silu) == 0;
     }
     case LEANLM_STEP_SSD: {
         const auto &s = step.ssd;
-        leanlm_ssd(s.x.data, s.x.stride, s.B.data, s.B.stride, s.C.data, s.C.stride, s.a.data, s.a.stride, s.y.data, s.y.stride,
-                   c.B, c.L, s.H, s.P, s.G, s.N, s.mode, s.A, s.dt_bias, s.dt_min, s.dt_max, s.D, s.d_per_channel,
-                   c.memory<void>(s.slot), s.dtype);
-        return true;
+        return leanlm_ssd(s.x.data, s.x.stride, s.B.data, s.B.stride, s.C.data, s.C.stride, s.a.data, s.a.stride, s.y.data,
+                          s.y.stride, c.B, c.L, s.H, s.P, s.G, s.N, s.mode, s.A, s.dt_bias, s.dt_min, s.dt_max, s.D,
+                          s.d_per_channel, c.memory<void>(s.slot), s.dtype) == 0;
     }
     case LEANLM_STEP_SCAN: {
         const auto &s = step.scan;
-        leanlm_scan(s.x.data, s.x.stride, s.a.data, s.a.stride, s.B.data, s.B.stride, s.C.data, s.C.stride, s.z.data, s.z.stride,
-                    s.y.data, s.y.stride, c.B, c.L, s.I, s.N, s.A, s.dt_bias, s.D, c.memory<void>(s.slot), s.dtype);
-        return true;
+        return leanlm_scan(s.x.data, s.x.stride, s.a.data, s.a.stride, s.B.data, s.B.stride, s.C.data, s.C.stride, s.z.data,
+                           s.z.stride, s.y.data, s.y.stride, c.B, c.L, s.I, s.N, s.A, s.dt_bias, s.D, c.memory<void>(s.slot),
+                           s.dtype) == 0;
     }
     case LEANLM_STEP_ROTATE: {
         const auto &s = step.rotate;
-        leanlm_rotate(s.x.data, s.x.stride, c.B, c.L, s.heads, s.P, s.R, s.freq, c.memory<int64_t>(s.slot));
-        return true;
+        return leanlm_rotate(s.x.data, s.x.stride, c.B, c.L, s.heads, s.P, s.R, s.freq, c.memory<int64_t>(s.slot)) == 0;
     }
-    case LEANLM_STEP_ATTEND: attend(step.attend, c); return true;
-    case LEANLM_STEP_HEAD: head(step.matmul, c); return true;
+    case LEANLM_STEP_ATTEND: return attend(step.attend, c);
+    case LEANLM_STEP_HEAD: return head(step.matmul, c);
     }
     return false;
 }
 
 } // namespace
 
-extern "C" __attribute__((visibility("default"))) int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens, int64_t B, int64_t L, void *const *memories,
-                          float *logits, int64_t logits_stride, int32_t last_only) {
+extern "C" __attribute__((visibility("default"))) int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens,
+                                                                 int64_t B, int64_t L, void *const *memories, float *logits,
+                                                                 int64_t logits_stride, int32_t last_only) {
     const Call call{tokens, B, L, B * L, memories, logits, logits_stride, last_only != 0};
     for (int64_t i = 0; i < n; ++i)
-        if (!run(steps[i], call)) return 1;
+        if (!run(steps[i], call)) return 1 + static_cast<int>(i);
     return 0;
 }

@@ -3,6 +3,7 @@
 R rows (outputs)  n columns (inputs)  G groups of columns  S scale regions
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -15,7 +16,7 @@ from leanlm.model.format import Format, Grouped, Ternary
 from leanlm.ops import packing
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, ABC):
     """A matrix `shape` [R, n] in `format`, immutable.
 
     `dtype` is that of the model around it: what its values are given in. Casting the model changes it, and leaves what is
@@ -29,13 +30,13 @@ class Packed(nn.Module):
             self.register_buffer(name, buffer)
         self.dtype: torch.dtype = self.scales.dtype
 
+    @abstractmethod
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight [R, n] in `dtype` (default: `self.dtype`); exact in float32 where the scales are 16 bits wide."""
-        raise NotImplementedError
 
+    @abstractmethod
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., n] times the weight transposed, plus bias [R]: [..., R] in x's dtype."""
-        raise NotImplementedError
 
     def take(self, rows: Tensor | slice) -> Self:
         """The matrix of these rows."""
@@ -43,13 +44,14 @@ class Packed(nn.Module):
         taken.dtype = self.dtype
         return taken
 
+    @abstractmethod
     def _take(self, rows: Tensor | slice) -> Self:
-        raise NotImplementedError
+        """`take`, the dtype left to it."""
 
     @staticmethod
+    @abstractmethod
     def _stack(parts: Sequence["Packed"]) -> "Packed":
         """Matrices of this class, one below the other; raises UsageError where they do not fit."""
-        raise NotImplementedError
 
     @property
     def tensors(self) -> dict[str, Tensor]:

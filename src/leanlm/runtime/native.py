@@ -10,6 +10,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from leanlm.errors import LeanLMError
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed
 from leanlm.model.state import State
@@ -62,7 +63,7 @@ class NativeRuntime:
         return logits
 
     def _run(self, program: Program, tokens: Tensor, memories: ctypes.Array, logits: Tensor, last_only: bool) -> None:
-        self.run(
+        refused = self.run(
             program.array,
             len(program.array),
             tokens.data_ptr(),
@@ -72,6 +73,11 @@ class NativeRuntime:
             logits.shape[-1],
             last_only,
         )
+        if refused:
+            kind = steps.FIELD[program.array[refused - 1].op]
+            raise LeanLMError(
+                f"the native library refused step {refused} ({kind}) of this model; LEANLM_IMPL=eager does without it"
+            )
 
     def _program(self, B: int, dtypes: dict) -> Program:
         """The program for this many texts, made anew where the weights are not those it was made for."""
