@@ -39,8 +39,16 @@ typedef struct {
 } leanlm_weight;
 
 /* y[M, rows] = x[M, columns] W^T + bias (NULL: none); `accumulate`: added to what y holds. */
-int leanlm_matmul(const leanlm_weight *w, const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t M,
-                  const float *bias, int32_t accumulate, int32_t precision);
+typedef struct {
+    leanlm_weight weight;
+    float *y;
+    int64_t y_stride;
+    const float *bias;
+    int32_t accumulate;
+} leanlm_product;
+
+/* `count` products of the same x[M, columns]. */
+int leanlm_matmul(const leanlm_product *products, int64_t count, const float *x, int64_t x_stride, int64_t M, int32_t precision);
 
 /* x[M, columns] = rows `tokens` [M] of the table. */
 int leanlm_embed(const leanlm_weight *table, const int64_t *tokens, float *x, int64_t x_stride, int64_t M);
@@ -117,7 +125,8 @@ typedef struct { float *data; int64_t stride; } leanlm_rows; /* a buffer of acti
 
 typedef struct { leanlm_weight weight; leanlm_rows y; } leanlm_embed_step;
 typedef struct { leanlm_rows x, y; int64_t D; const float *weight, *bias; float eps; } leanlm_norm_step;
-typedef struct { leanlm_weight weight; leanlm_rows x, y; const float *bias; int32_t accumulate, precision; } leanlm_matmul_step;
+typedef struct { const leanlm_product *products; int64_t count; leanlm_rows x; int32_t precision; } leanlm_matmul_step;
+typedef struct { leanlm_weight weight; leanlm_rows x; const float *bias; int32_t precision; } leanlm_head_step;
 typedef struct { leanlm_rows x, z, y; int64_t D; const float *bias; int32_t kind; } leanlm_activate_step;
 typedef struct { leanlm_rows y, z; int64_t D; const float *weight; float eps; int32_t groups, before; } leanlm_gated_norm_step;
 typedef struct { leanlm_rows x; int64_t C; const float *weight, *bias; int32_t K, slot, dtype, silu; } leanlm_conv_step;
@@ -146,7 +155,7 @@ typedef struct {
     union {
         leanlm_embed_step embed;
         leanlm_norm_step norm;
-        leanlm_matmul_step matmul; /* HEAD too, its y unused */
+        leanlm_matmul_step matmul;
         leanlm_activate_step activate;
         leanlm_gated_norm_step gated_norm;
         leanlm_conv_step conv;
@@ -154,6 +163,7 @@ typedef struct {
         leanlm_scan_step scan;
         leanlm_rotate_step rotate;
         leanlm_attend_step attend;
+        leanlm_head_step head;
     };
 } leanlm_step;
 

@@ -1,8 +1,17 @@
-/* Codes of `bits` bits, 32 bytes at a time: taken out of their stored layout, and multiplied with int8 activations.
+/* Codes of `bits` bits taken out of their stored layout and multiplied with int8 activations, one unit at a time.
  *
- * A unit is VECTORS<bits> vectors of 32 codes. With 2 and 4 bits a unit is 32 stored bytes, and vector p holds field p of every
- * byte (columns 4 i + p or 2 i + p); otherwise a unit is 32 consecutive columns. Codes of 8 bits are given less 128, as int8. */
+ *   bits                                2    3    4    6    8
+ *   columns of a unit                 128   64   64   32   32
+ *   bytes of a unit                    32   24   32   24   32
+ *   activations in                    int8 int16 int8 int16 int8
+ *
+ * Codes of 2, 4 and 8 bits fall into bytes: vector p holds field p of every stored byte. Codes of 3 and 6 bits are left where they
+ * stand in windows of two bytes, which is a shift to the left by 0 to 7; the activation beside them is shifted by what is
+ * missing to FOLD, so that every product is 2^FOLD times the true one. Codes of 8 bits are given less 128, as int8.
+ * Either way lane l of the eight sums belongs to the block of 32 columns l BLOCKS / 8 of the unit. */
 #pragma once
+
+#include <type_traits>
 
 #include "simd.h"
 
@@ -10,29 +19,86 @@ namespace leanlm {
 namespace LEANLM_NAMESPACE {
 
 template <int BITS>
-constexpr int VECTORS = BITS == 2 ? 4 : BITS == 4 ? 2 : 1;
-template <int BITS>
-constexpr int UNIT_COLUMNS = 32 * VECTORS<BITS>;
+constexpr int UNIT_COLUMNS = BITS == 2 ? 128 : BITS == 3 || BITS == 4 ? 64 : 32;
 template <int BITS>
 constexpr int UNIT_BYTES = UNIT_COLUMNS<BITS> * BITS / 8;
+template <int BITS>
+constexpr int BLOCKS = UNIT_COLUMNS<BITS> / 32;
+template <int BITS>
+constexpr bool WINDOWS = BITS == 3 || BITS == 6;  // codes of these bits cross the borders of bytes
+template <int BITS>
+constexpr int VECTORS = BLOCKS<BITS> * (WINDOWS<BITS> ? 2 : 1);
+template <int BITS>
+constexpr int FOLD = BITS == 3 ? 7 : BITS == 6 ? 6 : 0;
+
+/* Where the code of a column stands: bits before it in its half of the unit, for codes in windows. A half is what one lane of
+ * 16 bytes is filled from, bytes 0 to 15 and 8 to 23, so that the second begins with its fifth byte. */
+template <int BITS>
+struct Place {
+    static constexpr int COLUMNS = UNIT_COLUMNS<BITS> / 2;
+    int half, vector, word, bit;
+
+    constexpr explicit Place(int column)
+        : half(column / COLUMNS), vector(column % COLUMNS / 8), word(column % 8), bit(column % COLUMNS * BITS) {}
+
+    constexpr int position() const { return vector * 16 + half * 8 + word; }
+    constexpr int byte() const { return bit / 8 + 4 * half; }
+    constexpr int shift() const { return bit % 8; }
+};
+
+/* One digit of a unit's activations, in the order of its columns, put where the codes will meet it. */
+template <int BITS>
+LEANLM_INLINE void arrange(const int8_t *digits, void *vectors) {
+    if constexpr (WINDOWS<BITS>) {
+        int16_t *words = static_cast<int16_t *>(vectors);
+        for (int c = 0; c < UNIT_COLUMNS<BITS>; c += 8)
+            for (int j = 0; j < 8; j++)
+                words[Place<BITS>(c).position() + j] = static_cast<int16_t>(digits[c + j] * (1 << (FOLD<BITS> - j * BITS % 8)));
+    } else {
+        using Word = std::conditional_t<BITS == 2, uint32_t, std::conditional_t<BITS == 4, uint16_t, uint8_t>>;
+        uint8_t *bytes = static_cast<uint8_t *>(vectors);
+        Word words[32];
+        std::memcpy(words, digits, sizeof words);  // the columns of a stored byte together
+        for (int p = 0; p < VECTORS<BITS>; p++)
+            for (int i = 0; i < 32; i++) bytes[p * 32 + i] = static_cast<uint8_t>(words[i] >> (8 * p));
+    }
+}
 
 template <int BITS>
 struct Codes {
     Bytes vectors[VECTORS<BITS>];
 };
 
+/* A unit whose codes are all worth 1: what is multiplied with it is summed up. */
+template <int BITS>
+struct Ones {
+    uint8_t bytes[UNIT_BYTES<BITS>] = {};
+
+    constexpr Ones() {
+        for (int c = 0; c < UNIT_COLUMNS<BITS>; c++) bytes[c * BITS / 8] |= BITS == 8 ? 129 : 1 << (c * BITS % 8);
+    }
+};
+
 #if defined(__AVX2__)
 
-/* Words of two fields, by byte shuffle and product brought to the top of each word, put into two bytes. */
 template <int BITS>
-LEANLM_INLINE Bytes split_words(__m256i words) {
-    if (BITS == 6) {
-        return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(words, 2), _mm256_set1_epi16(0x3f00)),
-                               _mm256_and_si256(_mm256_srli_epi16(words, 4), _mm256_set1_epi16(0x003f)));
+struct Windows {
+    alignas(32) int8_t bytes[VECTORS<BITS>][32] = {};
+    alignas(32) int16_t masks[VECTORS<BITS>][16] = {};
+
+    constexpr Windows() {
+        for (int c = 0; c < UNIT_COLUMNS<BITS>; c++) {
+            const Place<BITS> place(c);
+            const int at = place.half * 8 + place.word, next = place.byte() + 1;
+            bytes[place.vector][2 * at] = static_cast<int8_t>(place.byte());
+            bytes[place.vector][2 * at + 1] = static_cast<int8_t>(next < 16 ? next : -1);
+            masks[place.vector][at] = static_cast<int16_t>(((1 << BITS) - 1) << place.shift());
+        }
     }
-    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(words, 5), _mm256_set1_epi16(0x0700)),
-                           _mm256_srli_epi16(_mm256_slli_epi16(words, 3), 13));
-}
+};
+
+template <int BITS>
+constexpr Windows<BITS> WINDOW;
 
 template <int BITS>
 LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
@@ -45,26 +111,23 @@ LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
         __m256i v = _mm256_loadu_si256((const __m256i *)p), mask = _mm256_set1_epi8(3);
         return {{_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16(v, 2), mask),
                  _mm256_and_si256(_mm256_srli_epi16(v, 4), mask), _mm256_and_si256(_mm256_srli_epi16(v, 6), mask)}};
-    } else if constexpr (BITS == 6) {  // 24 bytes, of which the halves overlap
+    } else {
         __m256i v = _mm256_loadu2_m128i((const __m128i *)(p + 8), (const __m128i *)p);
-        v = _mm256_shuffle_epi8(v, _mm256_setr_epi8(0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 10, 11,  //
-                                                    4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11, 12, 13, 14, 14, 15));
-        return {{split_words<6>(_mm256_mullo_epi16(v, _mm256_set1_epi32(0x00010010)))}};
-    } else {  // 12 bytes
-        int32_t last;
-        std::memcpy(&last, p + 8, 4);
-        __m256i v = _mm256_broadcastsi128_si256(_mm_insert_epi32(_mm_loadl_epi64((const __m128i *)p), last, 2));
-        v = _mm256_shuffle_epi8(v, _mm256_setr_epi8(0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6,  //
-                                                    6, 7, 6, 7, 7, 8, 8, 9, 9, 10, 9, 10, 10, 11, 11, 12));
-        return {{split_words<3>(_mm256_mullo_epi16(v, _mm256_set1_epi64x(0x0100004000100400)))}};
+        Codes<BITS> codes;
+        for (int k = 0; k < VECTORS<BITS>; k++) {
+            __m256i bytes = _mm256_load_si256((const __m256i *)WINDOW<BITS>.bytes[k]);
+            __m256i mask = _mm256_load_si256((const __m256i *)WINDOW<BITS>.masks[k]);
+            codes.vectors[k] = _mm256_and_si256(_mm256_shuffle_epi8(v, bytes), mask);
+        }
+        return codes;
     }
 }
 
-/* Sums over the vectors of code times activation. Two products of a code and an int8 fit in 16 bits below 8 bits, as do the
- * eight of four vectors of 2 bits; with 8 bits the sign is moved to the activation, and 128 * 127 * 2 fits. */
+/* Sums of code times activation, four bytes or two words to each. Two products of a code and an int8 fit in 16 bits below 8 bits,
+ * as do the eight of four vectors of 2 bits; with 8 bits the sign is moved to the activation, and 128 * 127 * 2 fits. */
 template <int BITS>
-LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const int8_t *activations) {
-    const __m256i *a = (const __m256i *)activations;
+LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
+    const __m256i *a = static_cast<const __m256i *>(activations);
     if constexpr (BITS == 8) {
         __m256i size = _mm256_abs_epi8(codes.vectors[0]), turned = _mm256_sign_epi8(_mm256_load_si256(a), codes.vectors[0]);
 #if defined(__AVX512VNNI__)
@@ -72,6 +135,12 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const int8_t *activations) {
 #else
         return _mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), _mm256_set1_epi16(1));
 #endif
+    } else if constexpr (WINDOWS<BITS>) {
+        __m256i sums = _mm256_madd_epi16(codes.vectors[0], _mm256_load_si256(a));
+        for (int k = 1; k < VECTORS<BITS>; k++) {
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(codes.vectors[k], _mm256_load_si256(a + k)));
+        }
+        return sums;
     } else {
 #if defined(__AVX512VNNI__)
         __m256i sums = _mm256_setzero_si256();
@@ -92,28 +161,38 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const int8_t *activations) {
 template <int BITS>
 LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
     Codes<BITS> codes;
-    if constexpr (BITS == 8 || BITS == 4 || BITS == 2) {
+    if constexpr (WINDOWS<BITS>) {
+        for (int c = 0; c < UNIT_COLUMNS<BITS>; c++) {
+            const Place<BITS> place(c);
+            const uint8_t *byte = p + place.byte() + 8 * place.half;
+            int pair = *byte | (place.shift() + BITS > 8 ? byte[1] << 8 : 0);
+            uint16_t word = static_cast<uint16_t>(pair & ((1 << BITS) - 1) << place.shift());
+            std::memcpy(reinterpret_cast<uint8_t *>(codes.vectors) + 2 * place.position(), &word, 2);
+        }
+    } else {
         Bytes v;
         std::memcpy(&v, p, 32);
         if (BITS == 8) v = v ^ static_cast<uint8_t>(0x80);
         for (int k = 0; k < VECTORS<BITS>; k++) codes.vectors[k] = (v >> (k * BITS % 8)) & static_cast<uint8_t>((1 << BITS) - 1);
-    } else {
-        for (int i = 0; i < 4; i++) {
-            uint64_t eight = 0;
-            std::memcpy(&eight, p + i * BITS, BITS);
-            for (int j = 0; j < 8; j++) codes.vectors[0][8 * i + j] = eight >> (j * BITS) & ((1 << BITS) - 1);
-        }
     }
     return codes;
 }
 
 template <int BITS>
-LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const int8_t *activations) {
+LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
     Sums sums{};
     for (int k = 0; k < VECTORS<BITS>; k++) {
-        for (int i = 0; i < 32; i++) {
-            int code = BITS == 8 ? static_cast<int8_t>(codes.vectors[k][i]) : codes.vectors[k][i];
-            sums[i / 4] += code * activations[32 * k + i];
+        if constexpr (WINDOWS<BITS>) {
+            int16_t words[16];
+            std::memcpy(words, &codes.vectors[k], 32);
+            const int16_t *a = static_cast<const int16_t *>(activations) + 16 * k;
+            for (int i = 0; i < 16; i++) sums[i / 2] += words[i] * a[i];
+        } else {
+            const int8_t *a = static_cast<const int8_t *>(activations) + 32 * k;
+            for (int i = 0; i < 32; i++) {
+                int code = BITS == 8 ? static_cast<int8_t>(codes.vectors[k][i]) : codes.vectors[k][i];
+                sums[i / 4] += code * a[i];
+            }
         }
     }
     return sums;

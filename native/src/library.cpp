@@ -67,9 +67,9 @@ LEANLM_API int leanlm_threads(void) { return leanlm::threads(); }
 
 LEANLM_API int leanlm_set_threads(int threads) { return leanlm::set_threads(threads); }
 
-LEANLM_API int leanlm_matmul(const leanlm_weight *w, const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t M,
-                             const float *bias, int32_t accumulate, int32_t precision) {
-    return chosen->kernels.matmul(w, x, x_stride, y, y_stride, M, bias, accumulate, precision);
+LEANLM_API int leanlm_matmul(const leanlm_product *products, int64_t count, const float *x, int64_t x_stride, int64_t M,
+                             int32_t precision) {
+    return chosen->kernels.matmul(products, count, x, x_stride, M, precision);
 }
 
 LEANLM_API int leanlm_embed(const leanlm_weight *table, const int64_t *tokens, float *x, int64_t x_stride, int64_t M) {

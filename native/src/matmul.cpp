@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
 #include "codes.h"
@@ -19,14 +20,16 @@ namespace {
 constexpr int ROWS = 4;               // of float weights, multiplied with one row of activations at once
 constexpr int SHARED = 2;             // of weights, multiplied with four rows of activations at once
 constexpr int64_t AHEAD = 4096;       // bytes ahead of the reading that memory is asked for: a page
-constexpr int64_t SHARE = 64 << 10;   // bytes of weights in a task
+constexpr int64_t LEAST = 32 << 10;   // bytes of weights in a task
+constexpr int64_t MOST = 256 << 10;
+constexpr int TURNS = 4;              // tasks for every thread, within these bounds
 constexpr int64_t FEW = 4;            // rows of activations up to which weights are multiplied as they are stored
 constexpr int64_t READ_SHARE = 1 << 20;
 
 template <int N>
 using Constant = std::integral_constant<int, N>;
 
-Scratch activations, group_sums;
+Scratch activations, lane_sums;
 
 /* Where results go: y [M, rows], beside a bias and what y held. */
 struct Output {
@@ -41,14 +44,80 @@ struct Output {
         *place = accumulate ? *place + value : value;
     }
 
+    /* `count` rows from `row` on, at most eight. */
+    LEANLM_INLINE void put(int64_t m, int64_t row, Eight values, int count) const {
+        float *place = y + m * stride + row;
+        if (count == 8) {
+            if (bias) values = add_eight(values, load_eight(bias + row));
+            store_eight(place, accumulate ? add_eight(load_eight(place), values) : values);
+            return;
+        }
+        float some[8];
+        store_eight(some, values);
+        for (int r = 0; r < count; r++) put(m, row + r, some[r]);
+    }
+
     Output from(int64_t m) const { return {y + m * stride, stride, bias, accumulate}; }
 };
 
-/* function(first, end) for all rows of the weight, in tasks of about SHARE bytes and of whole sixteens of rows. */
-template <class Function>
-void over_rows(const leanlm_weight &w, Function &&function) {
-    int64_t rows = std::max<int64_t>(16, SHARE / std::max<int64_t>(1, w.row_bytes) / 16 * 16);
-    parallel_for((w.rows + rows - 1) / rows, [&](int64_t i) { function(i * rows, std::min(w.rows, (i + 1) * rows)); });
+/* One product: the weight as the codes it is made of, and the factors of its columns (NULL: 1). */
+struct Product {
+    leanlm_weight w;
+    const float *factors;
+    Output out;
+
+    const uint8_t *row(int64_t r) const { return static_cast<const uint8_t *>(w.data) + r * w.row_bytes; }
+};
+
+/* Products of the same activations. */
+struct Products {
+    const Product *first;
+    int64_t count;
+
+    const leanlm_weight &weight() const { return first->w; }
+
+    /* function(product, first, end) for all rows, in tasks of whole sixteens. */
+    template <class Function>
+    void over_rows(Function &&function) const {
+        int64_t total = 0, tasks = 0;
+        for (int64_t i = 0; i < count; i++) total += first[i].w.rows * first[i].w.row_bytes;
+        int64_t bytes = std::min(MOST, std::max(LEAST, total / (TURNS * threads())));
+        int64_t rows = std::max<int64_t>(16, bytes / std::max<int64_t>(1, weight().row_bytes) / 16 * 16);
+        auto tasks_of = [&](const Product &product) { return (product.w.rows + rows - 1) / rows; };
+        for (int64_t i = 0; i < count; i++) tasks += tasks_of(first[i]);
+        parallel_for(tasks, [&](int64_t task) {
+            const Product *product = first;
+            for (; task >= tasks_of(*product); product++) task -= tasks_of(*product);
+            function(*product, task * rows, std::min(product->w.rows, (task + 1) * rows));
+        });
+    }
+};
+
+/* Asks for the memory of rows in the order in which it lies, whatever the order in which a kernel reads them: the hardware's own
+ * guess follows one stream. Rows read together are asked for while those before them are read, or earlier, and never beyond the
+ * rows of a task, which are another thread's. */
+class Stream {
+public:
+    Stream(const uint8_t *first, int64_t bytes, int64_t together)
+        : distance(std::max(AHEAD, together)), end(first + bytes) {
+        for (int64_t line = 0; line < std::min(distance, bytes); line += 64) prefetch(first + line);
+    }
+
+    /* Where to go on while `bytes` from `rows` on are read, step by step; rows themselves, in no steps, where all is asked for. */
+    LEANLM_INLINE const uint8_t *ahead(const uint8_t *rows, int64_t bytes, int64_t &step) const {
+        if (rows + distance + bytes <= end) return rows + distance;
+        step = 0;
+        return rows;
+    }
+
+private:
+    int64_t distance;
+    const uint8_t *end;
+};
+
+template <int BYTES>
+LEANLM_INLINE void prefetch_lines(const uint8_t *p) {
+    for (int line = 0; line < BYTES; line += 64) prefetch(p + line);
 }
 
 #include "dequantise.inl"
@@ -63,10 +132,12 @@ bool in_order(const leanlm_weight &w) {
     return w.kind == LEANLM_TERNARY || w.groups == 1 || (!w.g_idx && w.columns % (int64_t{32} * w.groups) == 0);
 }
 
+bool has_column_factors(const leanlm_weight &w) { return w.kind == LEANLM_TERNARY && !w.along_rows; }
+
 /* The scales of a ternary matrix's columns, which are those of the activations just as well; NULL where it has none. */
 const float *column_factors(const leanlm_weight &w) {
     static Scratch space;
-    if (w.kind != LEANLM_TERNARY || w.along_rows) return nullptr;
+    if (!has_column_factors(w)) return nullptr;
     float *factors = space.of<float>(w.columns);
     for (int32_t s = 0; s < w.regions; s++) {
         int64_t end = s + 1 < w.regions ? w.starts[s + 1] : w.columns;
@@ -94,32 +165,43 @@ leanlm_weight as_codes(const leanlm_weight &w) {
     return codes;
 }
 
+/* Whether two products take the same activations in the same form. */
+bool alike(const Product &a, const Product &b) {
+    const leanlm_weight &v = a.w, &w = b.w;
+    if (v.columns != w.columns || v.kind != w.kind || a.factors || b.factors) return false;
+    if (v.kind == LEANLM_FLOAT) return v.dtype == w.dtype;
+    return v.bits == w.bits && v.groups == w.groups && !v.zeros == !w.zeros && in_order(v) == in_order(w);
+}
+
+void multiply(const Products &products, const float *x, int64_t x_stride, int64_t M, int32_t precision) {
+    const leanlm_weight &w = products.weight();
+    bool integers = w.kind != LEANLM_FLOAT && in_order(w) && (M <= FEW || precision == LEANLM_INT8);
+    if (!integers && (M > FEW || w.kind != LEANLM_FLOAT)) return many_rows(products, x, x_stride, M);
+    if (!integers) return few_rows_of_floats(products, x, x_stride, M);
+    switch (w.bits) {
+        case 2: return integer_matmul<2>(products, x, x_stride, M, precision);
+        case 3: return integer_matmul<3>(products, x, x_stride, M, precision);
+        case 4: return integer_matmul<4>(products, x, x_stride, M, precision);
+        case 6: return integer_matmul<6>(products, x, x_stride, M, precision);
+        default: return integer_matmul<8>(products, x, x_stride, M, precision);
+    }
+}
+
 }  // namespace
 
-int matmul(const leanlm_weight *weight, const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t M, const float *bias,
-           int32_t accumulate, int32_t precision) {
-    if (!valid(*weight)) return 1;
-    if (M <= 0 || weight->rows == 0) return 0;
-    leanlm_weight w = as_codes(*weight);
-    Output out{y, y_stride, bias, accumulate != 0};
-    const float *factors = column_factors(w);
-    if (w.kind == LEANLM_FLOAT) {
-        if (M > FEW) many_rows(w, x, x_stride, M, factors, out);
-        else if (w.dtype == LEANLM_F32) float_matmul<LEANLM_F32>(w, x, x_stride, M, out);
-        else if (w.dtype == LEANLM_BF16) float_matmul<LEANLM_BF16>(w, x, x_stride, M, out);
-        else float_matmul<LEANLM_F16>(w, x, x_stride, M, out);
-        return 0;
+int matmul(const leanlm_product *given, int64_t count, const float *x, int64_t x_stride, int64_t M, int32_t precision) {
+    static Scratch space;
+    Product *products = space.of<Product>(count);
+    for (int64_t i = 0; i < count; i++) {
+        if (!valid(given[i].weight)) return 1;
+        Output out{given[i].y, given[i].y_stride, given[i].bias, given[i].accumulate != 0};
+        new (products + i) Product{as_codes(given[i].weight), nullptr, out};
     }
-    if (!in_order(w) || (M > FEW && precision == LEANLM_EXACT)) {
-        many_rows(w, x, x_stride, M, factors, out);
-        return 0;
-    }
-    switch (w.bits) {
-        case 2: integer_matmul<2>(w, x, x_stride, M, factors, out, precision); break;
-        case 3: integer_matmul<3>(w, x, x_stride, M, factors, out, precision); break;
-        case 4: integer_matmul<4>(w, x, x_stride, M, factors, out, precision); break;
-        case 6: integer_matmul<6>(w, x, x_stride, M, factors, out, precision); break;
-        default: integer_matmul<8>(w, x, x_stride, M, factors, out, precision);
+    if (M <= 0) return 0;
+    for (int64_t first = 0, next; first < count; first = next) {
+        products[first].factors = column_factors(products[first].w);
+        for (next = first + 1; next < count && !has_column_factors(products[next].w) && alike(products[first], products[next]);) next++;
+        multiply({products + first, next - first}, x, x_stride, M, precision);
     }
     return 0;
 }

@@ -45,8 +45,9 @@ const float *panels_of(const float *x, int64_t x_stride, int64_t M, int64_t n) {
 }
 
 template <int V>
-void many_rows(const leanlm_weight &w, const float *x, int64_t x_stride, int64_t M, const float *factors, const Output &out) {
+void many_rows(const Product &product, const float *x, int64_t x_stride, int64_t M, const Output &out) {
     constexpr int P = V * W;
+    const leanlm_weight &w = product.w;
     int64_t n = w.columns, count = (M + P - 1) / P;
     const float *panels = panels_of<P>(x, x_stride, M, n);
     parallel_for((w.rows + BLOCK - 1) / BLOCK, [&](int64_t task) {
@@ -54,7 +55,7 @@ void many_rows(const leanlm_weight &w, const float *x, int64_t x_stride, int64_t
         float *weights = weight_space.of<float>(BLOCK * DEPTH_STRIDE), *sums = sum_space.of<float>(count * BLOCK * P);
         std::memset(sums, 0, count * BLOCK * P * sizeof(float));
         int64_t first = task * BLOCK, rows = std::min<int64_t>(BLOCK, w.rows - first), tiles = (rows + TILE<V> - 1) / TILE<V>;
-        RowValues values(w, factors);
+        RowValues values(w, product.factors);
         for (int64_t k0 = 0; k0 < n; k0 += DEPTH) {
             int64_t depth = std::min(DEPTH, n - k0);
             for (int64_t r = 0; r < rows; r++) {
@@ -71,10 +72,13 @@ void many_rows(const leanlm_weight &w, const float *x, int64_t x_stride, int64_t
     });
 }
 
-void many_rows(const leanlm_weight &w, const float *x, int64_t x_stride, int64_t M, const float *factors, const Output &out) {
-    for (int64_t m = 0; m < M; m += MOST_ROWS) {
-        int64_t some = std::min(MOST_ROWS, M - m);
-        auto product = some <= W ? many_rows<1> : many_rows<2>;
-        product(w, x + m * x_stride, x_stride, some, factors, out.from(m));
+void many_rows(const Products &products, const float *x, int64_t x_stride, int64_t M) {
+    for (int64_t i = 0; i < products.count; i++) {
+        const Product &product = products.first[i];
+        for (int64_t m = 0; m < M; m += MOST_ROWS) {
+            int64_t some = std::min(MOST_ROWS, M - m);
+            auto multiply = some <= W ? many_rows<1> : many_rows<2>;
+            multiply(product, x + m * x_stride, x_stride, some, product.out.from(m));
+        }
     }
 }

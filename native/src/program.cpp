@@ -15,10 +15,11 @@ struct Call {
     template <typename T> T *memory(int32_t slot) const { return static_cast<T *>(memories[slot]); }
 };
 
-bool head(const leanlm_matmul_step &s, const Call &c) {
+bool head(const leanlm_head_step &s, const Call &c) {
     const int64_t skipped = c.last_only ? c.L - 1 : 0, per_row = c.last_only ? c.L : 1;
-    return leanlm_matmul(&s.weight, s.x.data + skipped * s.x.stride, s.x.stride * per_row, c.logits, c.logits_stride,
-                         c.last_only ? c.B : c.M, s.bias, 0, s.precision) == 0;
+    const leanlm_product product{s.weight, c.logits, c.logits_stride, s.bias, 0};
+    return leanlm_matmul(&product, 1, s.x.data + skipped * s.x.stride, s.x.stride * per_row, c.last_only ? c.B : c.M,
+                         s.precision) == 0;
 }
 
 bool attend(const leanlm_attend_step &s, const Call &c) {
@@ -43,7 +44,7 @@ bool run(const leanlm_step &step, const Call &c) {
     }
     case LEANLM_STEP_MATMUL: {
         const auto &s = step.matmul;
-        return leanlm_matmul(&s.weight, s.x.data, s.x.stride, s.y.data, s.y.stride, c.M, s.bias, s.accumulate, s.precision) == 0;
+        return leanlm_matmul(s.products, s.count, s.x.data, s.x.stride, c.M, s.precision) == 0;
     }
     case LEANLM_STEP_ACTIVATE: {
         const auto &s = step.activate;
@@ -75,7 +76,7 @@ bool run(const leanlm_step &step, const Call &c) {
         return leanlm_rotate(s.x.data, s.x.stride, c.B, c.L, s.heads, s.P, s.R, s.freq, c.memory<int64_t>(s.slot)) == 0;
     }
     case LEANLM_STEP_ATTEND: return attend(step.attend, c);
-    case LEANLM_STEP_HEAD: return head(step.matmul, c);
+    case LEANLM_STEP_HEAD: return head(step.head, c);
     }
     return false;
 }

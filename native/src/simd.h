@@ -109,18 +109,28 @@ LEANLM_INLINE void store_eight(float *p, Eight v) { _mm256_storeu_ps(p, v); }
 LEANLM_INLINE Eight all_eight(float v) { return _mm256_set1_ps(v); }
 LEANLM_INLINE Eight fma_eight(Eight a, Eight b, Eight c) { return _mm256_fmadd_ps(a, b, c); }
 LEANLM_INLINE Eight add_eight(Eight a, Eight b) { return _mm256_add_ps(a, b); }
+LEANLM_INLINE Eight mul_eight(Eight a, Eight b) { return _mm256_mul_ps(a, b); }
 LEANLM_INLINE Eight floats(Sums v) { return _mm256_cvtepi32_ps(v); }
 /* Floats p[0 .. N - 1], each 8 / N times. */
 template <int N>
 LEANLM_INLINE Eight spread_eight(const float *p) {
     if (N == 1) return _mm256_broadcast_ss(p);
-    if (N == 2) return _mm256_setr_m128(_mm_broadcast_ss(p), _mm_broadcast_ss(p + 1));
+    if (N == 2) {
+        __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double *>(p)));
+        return _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+    }
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
 }
 LEANLM_INLINE float sum_eight(Eight v) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+/* The sums of eight vectors. */
+LEANLM_INLINE Eight sums_of(const Eight (&v)[8]) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 #if !defined(__AVX512F__)
 LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
@@ -137,6 +147,7 @@ LEANLM_INLINE void store_eight(float *p, Eight v) { store(p, v); }
 LEANLM_INLINE Eight all_eight(float v) { return all(v); }
 LEANLM_INLINE Eight fma_eight(Eight a, Eight b, Eight c) { return a * b + c; }
 LEANLM_INLINE Eight add_eight(Eight a, Eight b) { return a + b; }
+LEANLM_INLINE Eight mul_eight(Eight a, Eight b) { return a * b; }
 LEANLM_INLINE Eight floats(Sums v) { return __builtin_convertvector(v, Eight); }
 template <int N>
 LEANLM_INLINE Eight spread_eight(const float *p) {
@@ -146,6 +157,11 @@ LEANLM_INLINE Eight spread_eight(const float *p) {
 }
 LEANLM_INLINE float sum_eight(Eight v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+LEANLM_INLINE Eight sums_of(const Eight (&v)[8]) {
+    Eight sums;
+    for (int i = 0; i < 8; i++) sums[i] = sum_eight(v[i]);
+    return sums;
 }
 LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
 

@@ -91,7 +91,8 @@ def test_many_rows_and_strides(native, isa):
     y = torch.ones(600, 60)
     lib, bias = native.library(), torch.randn(50)
     w = native.weight_of(weight)
-    assert not lib.leanlm_matmul(w, x.data_ptr(), 90, y.data_ptr(), 60, 600, bias.data_ptr(), 1, native.EXACT)
+    product = native.Product(w, y.data_ptr(), 60, bias.data_ptr(), 1)
+    assert not lib.leanlm_matmul(product, 1, x.data_ptr(), 90, 600, native.EXACT)
     torch.testing.assert_close(y[:, :50], 1 + x @ weight.T + bias, rtol=1e-4, atol=1e-4)
     assert (y[:, 50:] == 1).all()
 

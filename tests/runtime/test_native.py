@@ -13,7 +13,7 @@ from leanlm.model.language_model import LanguageModel
 from leanlm.quantize.convert import convert
 
 native = pytest.importorskip("leanlm.runtime.native", reason="the native library was not built")
-from leanlm.runtime.lowering import EXACT, INT8  # noqa: E402
+from leanlm.ops.native import EXACT, INT8  # noqa: E402
 from leanlm.runtime.native import NativeRuntime  # noqa: E402
 
 FLOAT_CASES = [case for case in checkpoint_cases() if not case.case.startswith("bf16")]

@@ -50,7 +50,8 @@ class Copies:
         y, lib = torch.empty(len(x), self.weights[0].rows), native.library()
         began = time.perf_counter()
         for weight in self.weights:
-            lib.leanlm_matmul(weight, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), len(x), None, 0, precision)
+            product = native.Product(weight, y.data_ptr(), y.stride(0))
+            lib.leanlm_matmul(product, 1, x.data_ptr(), x.stride(0), len(x), precision)
         return (time.perf_counter() - began) / len(self.weights)
 
 

@@ -43,6 +43,18 @@ class Weight(ctypes.Structure):
     held: tuple[Tensor | None, ...]
 
 
+class Product(ctypes.Structure):
+    """leanlm_product: a weight, and where its product with activations goes."""
+
+    _fields_ = (
+        ("weight", Weight),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+        ("bias", c_void_p),
+        ("accumulate", c_int32),
+    )
+
+
 def path() -> Path:
     """Where the library lies; raises ImportError where it was not built."""
     folders = importlib.util.find_spec("leanlm").submodule_search_locations
@@ -68,7 +80,7 @@ def library() -> ctypes.CDLL:
         "leanlm_set_isa": (c_int, c_char_p),
         "leanlm_threads": (c_int,),
         "leanlm_set_threads": (c_int, c_int),
-        "leanlm_matmul": (c_int, weight, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int32),
+        "leanlm_matmul": (c_int, ctypes.POINTER(Product), c_int64, c_void_p, c_int64, c_int64, c_int32),
         "leanlm_embed": (c_int, weight, c_void_p, c_void_p, c_int64, c_int64),
         "leanlm_read": (c_double, c_void_p, c_int64),
     }
@@ -144,10 +156,8 @@ def matmul(weight: Weight, x: Tensor, bias: Tensor | None = None, precision: int
     rows = rows if rows.stride(1) == 1 or len(rows) == 0 else rows.contiguous()
     bias = None if bias is None else bias.detach().float().contiguous()
     y = torch.empty(len(rows), weight.rows)
-    refused = library().leanlm_matmul(
-        weight, rows.data_ptr(), rows.stride(0), y.data_ptr(), y.stride(0), len(rows), _pointer(bias), 0, precision
-    )
-    if refused:
+    product = Product(weight, y.data_ptr(), y.stride(0), _pointer(bias), 0)
+    if library().leanlm_matmul(product, 1, rows.data_ptr(), rows.stride(0), len(rows), precision):
         raise UsageError(f"the native library does not take this weight ({weight.rows} x {weight.columns}, {weight.bits} bits)")
     return y.view(*x.shape[:-1], weight.rows)
 

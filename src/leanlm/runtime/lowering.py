@@ -20,9 +20,8 @@ from leanlm.model.mamba1 import Mamba1
 from leanlm.model.mamba2 import Mamba2
 from leanlm.model.mlp import MLP, GatedMLP
 from leanlm.model.norm import Norm
-from leanlm.model.packed import Packed
 from leanlm.model.state import State
-from leanlm.ops.native import DTYPES, EXACT, INT8, Weight, weight_of
+from leanlm.ops.native import DTYPES, INT8, Product, Weight, weight_of
 from leanlm.runtime import steps
 from leanlm.runtime.steps import Rows, Step, step
 
@@ -89,9 +88,8 @@ class Program:
             steps.HEAD,
             weight=self.weight(head),
             x=self.h.rows,
-            y=Rows(),
             bias=self.floats(bias),
-            precision=self.precision_of(head),
+            precision=self.precision,
         )
 
     def add(self, op: int, **fields) -> None:
@@ -119,9 +117,6 @@ class Program:
         self.kept.append(made)  # what it points into lives as long
         return made
 
-    def precision_of(self, matrix: Matrix) -> int:
-        return self.precision if isinstance(matrix.weight, Packed) else EXACT
-
     def slot(self, name: str) -> int:
         """The slot of a memory of the sublayer at hand."""
         self.memories.append((self.index, name))
@@ -134,27 +129,22 @@ class Program:
         weight, bias = self.floats(norm.weight), self.floats(norm.bias)
         self.add(steps.NORM, x=self.x.rows, y=self.h.rows, D=self.x.width, weight=weight, bias=bias, eps=norm.config.eps)
 
+    def linears(self, x: Columns, *pairs: tuple[Linear, Columns], bias: bool = True, accumulate: bool = False) -> None:
+        """Products of the same activations, each into its columns; `accumulate`: added to what stands there."""
+        products = (Product * len(pairs))()
+        for product, (linear, y) in zip(products, pairs):
+            product.weight, product.bias = self.weight(linear), self.floats(linear.bias) if bias else None
+            product.y, product.y_stride = y.rows.data, y.rows.stride
+            product.accumulate = accumulate
+        self.kept.append(products)
+        self.add(steps.MATMUL, products=products, count=len(pairs), x=x.rows, precision=self.precision)
+
     def linear(self, linear: Linear, x: Columns, y: Columns, bias: bool = True) -> None:
-        self.add(
-            steps.MATMUL,
-            weight=self.weight(linear),
-            x=x.rows,
-            y=y.rows,
-            bias=self.floats(linear.bias) if bias else None,
-            precision=self.precision_of(linear),
-        )
+        self.linears(x, (linear, y), bias=bias)
 
     def into_stream(self, linear: Linear, x: Columns) -> None:
         """The product added to the residual stream."""
-        self.add(
-            steps.MATMUL,
-            weight=self.weight(linear),
-            x=x.rows,
-            y=self.x.rows,
-            bias=self.floats(linear.bias),
-            accumulate=1,
-            precision=self.precision_of(linear),
-        )
+        self.linears(x, (linear, self.x), accumulate=True)
 
     def activate(self, kind: int, x: Columns, y: Columns, z: Columns | None = None, bias: Tensor | None = None) -> None:
         z = z.rows if z else Rows()
@@ -192,8 +182,7 @@ def mlp(program: Program, mixer: MLP) -> None:
 
 def gated_mlp(program: Program, mixer: GatedMLP) -> None:
     gate, up = program.buffer("wide", mixer.gate_proj.out_features), program.buffer("inner", mixer.up_proj.out_features)
-    program.linear(mixer.gate_proj, program.h, gate)
-    program.linear(mixer.up_proj, program.h, up)
+    program.linears(program.h, (mixer.gate_proj, gate), (mixer.up_proj, up))
     program.activate(steps.SILU_MUL, gate, gate, up)
     program.into_stream(mixer.down_proj, gate)
 
@@ -283,8 +272,7 @@ def attention(program: Program, mixer: Attention) -> None:
     inner, shared = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     projected = program.buffer("wide", inner + 2 * shared)
     q, k, v = projected.split([inner, shared, shared])
-    for projection, part in ((mixer.q_proj, q), (mixer.k_proj, k), (mixer.v_proj, v)):
-        program.linear(projection, program.h, part)
+    program.linears(program.h, (mixer.q_proj, q), (mixer.k_proj, k), (mixer.v_proj, v))
     if mixer.conv is not None:
         program.conv(mixer.conv, projected)
     position = program.slot("position")

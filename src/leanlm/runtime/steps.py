@@ -3,7 +3,7 @@
 import ctypes
 from ctypes import POINTER, Structure, Union, c_float, c_int32, c_int64, c_void_p
 
-from leanlm.ops.native import Weight
+from leanlm.ops.native import Product, Weight
 
 EMBED, NORM, MATMUL, ACTIVATE, GATED_NORM, CONV, SSD, SCAN, ROTATE, ATTEND, HEAD = range(11)
 GELU, SILU, SILU_MUL, MUL_SILU = range(4)
@@ -24,14 +24,11 @@ class Norm(Structure):
 
 
 class Matmul(Structure):
-    _fields_ = [
-        ("weight", Weight),
-        ("x", Rows),
-        ("y", Rows),
-        ("bias", c_void_p),
-        ("accumulate", c_int32),
-        ("precision", c_int32),
-    ]
+    _fields_ = [("products", POINTER(Product)), ("count", c_int64), ("x", Rows), ("precision", c_int32)]
+
+
+class Head(Structure):
+    _fields_ = [("weight", Weight), ("x", Rows), ("bias", c_void_p), ("precision", c_int32)]
 
 
 class Activate(Structure):
@@ -107,6 +104,7 @@ class _Any(Union):
         ("scan", Scan),
         ("rotate", Rotate),
         ("attend", Attend),
+        ("head", Head),
     ]
 
 
@@ -128,7 +126,7 @@ FIELD = {
     SCAN: "scan",
     ROTATE: "rotate",
     ATTEND: "attend",
-    HEAD: "matmul",
+    HEAD: "head",
 }
 
 
