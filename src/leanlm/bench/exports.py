@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanlm import api
+from leanlm.bench.subject import ternarise
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.export import check, gguf
 from leanlm.model.config import Attention, GatedMLP, Mamba1, Mamba2, ModelConfig, Norm, Rope
 from leanlm.model.language_model import LanguageModel
-from leanlm.model.packed import TernaryWeight
-from leanlm.ops.packing import Trits
 from leanlm.quantize import job
 from leanlm.quantize.convert import to_format
 
@@ -63,17 +62,6 @@ def trained(name: str, text: Tensor, vocabulary: int) -> LanguageModel:
         if step % 50 == 49:
             print(f"{name}: step {step + 1}, loss {loss.item():.3f}", file=sys.stderr)
     return module.eval()
-
-
-def ternarise(module: LanguageModel) -> None:
-    """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude."""
-    for name, matrix in module.matrices().items():
-        if name.startswith("layers") and not name.endswith("dt_proj.weight"):
-            weight = matrix.weight.detach()
-            scale = weight.abs().mean().half()
-            trits = (weight / scale.float()).round().clamp(-1, 1).to(torch.int8)
-            matrix.hold(TernaryWeight.of(Trits(trits, scale[None], torch.zeros(1, dtype=torch.int32), True)))
-            matrix.weight.dtype = weight.dtype
 
 
 def measure(name: str, module: LanguageModel, format: str, ids: list[int]) -> dict:

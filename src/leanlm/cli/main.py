@@ -28,6 +28,7 @@ VERBS = {
     "quantize": ("leanlm.cli.quantize", "write a model with weights of a few bits"),
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
+    "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }
 

@@ -1,0 +1,123 @@
+"""leanlm as one side of a measurement, and the plain read of memory it is held against."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from leanlm import runtime
+from leanlm.api import as_dtype
+from leanlm.bench import traffic
+from leanlm.checkpoint.load import load_module
+from leanlm.errors import UsageError
+from leanlm.model.packed import Packed
+from leanlm.runtime import machine
+
+PIECE = 128  # rows of the prompt that a profile looks at, at most: those of one call of the runtime
+ROUNDS = 5  # of a profile
+
+
+class Reader:
+    """Plain reads of memory, by as many threads as the model has."""
+
+    def load(self, threads: int) -> None:
+        machine.set_threads(threads)
+        self.block = torch.empty(0, dtype=torch.uint8)
+
+    def read(self, nbytes: int, times: int) -> float:
+        """Seconds of one read, the mean of so many in a row."""
+        if len(self.block) != nbytes:
+            self.block = torch.ones(nbytes, dtype=torch.uint8)
+        return machine.read_seconds(self.block, times)
+
+
+class Ours:
+    """One model from a folder, with one state."""
+
+    def load(self, path: str, dtype: str | None, threads: int | None, state_dtype: str | None) -> dict:
+        """Loads the model; returns what it is and what runs it."""
+        if threads:
+            machine.set_threads(threads)
+        began = time.perf_counter()
+        self.module = load_module(path, as_dtype(dtype)).module
+        seconds = time.perf_counter() - began
+        self.run, self.state_dtype = runtime.of(self.module), as_dtype(state_dtype)
+        native = self.run is not self.module
+        weights = self.module.weights()
+        return {
+            "parameters": sum(weight.numel() for weight in weights.values()),
+            "weight_bytes": sum(weight.nbytes for weight in weights.values()),
+            "dtype": _word(self.module.dtype),
+            "formats": sorted({str(w.format) if isinstance(w, Packed) else _word(w.dtype) for w in self._matrices()}),
+            "load_seconds": seconds,
+            "native": native,
+            "instruction_set": machine.instruction_set() if native else f"torch, {torch.backends.cpu.get_cpu_capability()}",
+            "threads": machine.threads() if native else torch.get_num_threads(),
+            "processor": machine.processor(),
+        }
+
+    def _matrices(self) -> list:
+        return [matrix.weight for matrix in self.module.matrices().values()]
+
+    @torch.inference_mode()
+    def fill(self, batch: int, context: int, room: int) -> dict:
+        """A state of `batch` texts that have read `context` tokens and have room for more; returns its dtypes and bytes."""
+        self.context = context
+        self.state = self.module.new_state(batch, capacity=context + room, dtype=self.state_dtype)
+        if context:
+            self.run(self._tokens(batch, context), self.state, last_only=True)
+        held = {name: t.dtype for m in self.state.memories if m for name, t in m.items() if t.is_floating_point()}
+        return {"bytes": self.state.nbytes, "dtypes": {name: _word(dtype) for name, dtype in held.items()}}
+
+    @torch.inference_mode()
+    def prefill(self, length: int) -> float:
+        """Seconds from a prompt of every text, read from the beginning, to the logits of the first new token."""
+        batch, capacity = self.state.batch, self.context + length
+        self.state = self.module.new_state(batch, capacity=capacity, dtype=self.state_dtype)
+        tokens = self._tokens(batch, length)
+        began = time.perf_counter()
+        self.run(tokens, self.state, last_only=True)
+        return time.perf_counter() - began
+
+    @torch.inference_mode()
+    def decode(self, count: int) -> float:
+        """Seconds of so many steps after the context. Keys and values are rewound to it; recurrent memories go on, which
+        changes no speed."""
+        self._rewind()
+        tokens = self._tokens(self.state.batch, count).t().unsqueeze(-1).contiguous()  # [count, B, 1]
+        began = time.perf_counter()
+        for one in tokens:
+            self.run(one, self.state, last_only=True)
+        return time.perf_counter() - began
+
+    @torch.inference_mode()
+    def traffic(self, count: int) -> dict[str, int]:
+        """Bytes of a step, the mean over those that `decode` runs."""
+        self._rewind()
+        return traffic.of_step(self.module, self.state, count)
+
+    @torch.inference_mode()
+    def profile(self, batch: int, context: int, prompt: int) -> dict:
+        """Steps of one token after the context and of (a piece of) the prompt, see `profile.of_call`."""
+        if self.run is self.module:
+            raise UsageError(f"--profile times the native runtime, which does not run here ({machine.unavailable()})")
+        from leanlm.bench import profile  # needs the library
+
+        found = {}
+        for name, length, read in (("decode", 1, context), ("prefill", max(1, min(prompt, PIECE // batch)), 0)):
+            self.fill(batch, read, length * ROUNDS)
+            rows = profile.of_call(self.module, self._tokens(batch, length), self.state, ROUNDS)
+            found[name] = {"tokens": length, "context": read, "batch": batch, "steps": rows}
+        return found
+
+    def _rewind(self) -> None:
+        for memory in (m for m in self.state.memories if m and "position" in m):
+            memory["position"].fill_(self.context)
+        self.state.position.fill_(self.context)
+
+    def _tokens(self, batch: int, length: int) -> Tensor:
+        return torch.randint(self.module.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

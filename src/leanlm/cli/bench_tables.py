@@ -1,0 +1,91 @@
+"""What `leanlm bench` found, as tables."""
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from leanlm.cli import sizes
+
+
+def show(found: dict) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    for line in sides(found):
+        console.print(line, markup=False)
+    for title, rows in (("prefill", found["prefill"]), ("decode", found["decode"])):
+        console.print("", speeds(title, rows), sep="\n")
+    console.print("In parentheses the slowest turn over the fastest; ratios are of medians, and those of single turns.")
+    if any("share" in row for row in found["decode"]):
+        console.print("", traffic(found["decode"]), sep="\n")
+        console.print("Bytes that a decoding step moves, and a plain read of as many, in turn with the model.")
+    held = ", ".join(f"{name} {sizes.size(peak)}" for name, peak in found["peak_resident_bytes"].items())
+    console.print("", f"peak resident memory: {held}", sep="\n")
+    for name, call in found.get("profile", {}).items():
+        console.print("", profile(name, call), sep="\n")
+
+
+def sides(found: dict) -> Iterator[str]:
+    """What ran, line by line."""
+    ours = found["sides"]["leanlm"]
+    held = ", ".join(ours["formats"])
+    weights = "random weights" if found["random"] else "weights"
+    yield f"{found['model']}: {sizes.count(ours['parameters'])} {weights} in {held}, {sizes.size(ours['weight_bytes'])}"
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    yield f"{ours['processor'] or 'this processor'}, {threads}, {found['repeats']} turns after a warm-up"
+    how = "native library" if ours["native"] else "modules in PyTorch"
+    state = ", ".join(f"{name} {dtype}" for name, dtype in found["decode"][0]["state"]["dtypes"].items())
+    yield f"leanlm: {how}, {ours['instruction_set']}; state: {state or 'none'}; loaded in {ours['load_seconds']:.1f} s"
+    for name, side in found["sides"].items():
+        if name != "leanlm":
+            options = " ".join(f"{option}={value}" for option, value in side["options"].items())
+            yield f"{name}: {side['version']}, {'/'.join(side['weights'])}, {sizes.size(side['file_bytes'])}; {options}"
+
+
+def speeds(title: str, rows: list[dict]) -> Table:
+    """Tokens per second of every side, ratios, and the slowest turn over the fastest."""
+    peers = list(rows[0]["ratios"])
+    first = "tokens" if title == "prefill" else "context"
+    last = ["first token"] if title == "prefill" else []
+    headings = [title, "batch", *(f"{name}, tokens/s" for name in rows[0]["sides"]), *(f"over {name}" for name in peers), *last]
+    table = _table(*headings)
+    for row in rows:
+        cells = [f"{side['tokens_per_second']:.1f} ({side['spread']:.2f})" for side in row["sides"].values()]
+        cells += ["{median:.2f}x ({lowest:.2f} to {highest:.2f})".format(**row["ratios"][name]) for name in peers]
+        cells += [f"{row['seconds_to_first_token']:.3g} s"] if last else []
+        table.add_row(f"{row[first]}", f"{row['batch']}", *cells)
+    return table
+
+
+def traffic(rows: list[dict]) -> Table:
+    """The bytes of a step beside the rate of a plain read."""
+    names = ("context", "batch", "weights", "state", "keys/values", "bytes/token", "plain read", "share of it", "weights alone")
+    table = _table(*names)
+    for row in rows:
+        moved = row["bytes_per_step"]
+        table.add_row(
+            f"{row['context']}",
+            f"{row['batch']}",
+            *(sizes.size(moved[name]) for name in ("weights", "state", "keys_values")),
+            sizes.size(row["bytes_per_token"]),
+            f"{row['read_bytes_per_second'] / 1e9:.1f} GB/s",
+            "{median:.0%} ({lowest:.0%} to {highest:.0%})".format(**row["share"]),
+            f"{row['weights_share']:.0%}",
+        )
+    return table
+
+
+def profile(name: str, call: dict) -> Table:
+    """Kinds of steps, the slowest first."""
+    table = _table(f"{name}: {call['batch']} x {call['tokens']} at {call['context']}", "steps", "ms", "share")
+    for row in call["steps"]:
+        table.add_row(row["step"], f"{row['count']}", f"{1000 * row['seconds']:.3f}", f"{row['share']:.1%}")
+    return table
+
+
+def _table(first: str, *rest: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in rest:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
