@@ -125,6 +125,14 @@ def test_what_cannot_be_meant(leanlm, config, message, flags):
     assert message in ran.err
 
 
+def test_without_the_native_runtime(leanlm, config, monkeypatch):
+    monkeypatch.setenv("LEANLM_IMPL", "eager")
+    ran = leanlm("bench", config(MAMBA2), "--random", *QUICK, "--state-dtype", "bfloat16")
+    assert ran.code == 0 and "modules in PyTorch" in ran.out and "ssm bfloat16" in ran.out and "plain read" not in ran.out
+    ran = leanlm("bench", config(MAMBA2), "--random", *QUICK, "--profile")
+    assert ran.code == 2 and "--profile times the native runtime" in ran.err
+
+
 def test_a_model_that_a_peer_has_not(leanlm, temporary):
     for peer, why in (("llama.cpp", "llama.cpp has no discrete mamba2"), ("transformers", "stock transformers has no model")):
         if installed(peer):

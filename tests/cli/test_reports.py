@@ -110,12 +110,16 @@ def test_verify_accepts_ternary_and_refuses_float(capsys, tmp_path):
 
 def test_doctor_names_every_operation_and_variable(capsys):
     from leanlm import env
+    from leanlm.cli import doctor
     from leanlm.ops.dispatch import OPERATIONS
 
     found = json.loads(printed(capsys, "doctor", "--json"))
     assert {f"{op} (cpu)" for op in OPERATIONS} <= found["operations"].keys()
     assert {variable.name for variable in env.VARIABLES} == found["environment"].keys()
     assert "transformers" in found["optional packages"]
+    if "native library" in found["runtime"]["cpu"]:
+        rates = [value for name, value in found["speed"].items() if name.startswith("GB/s")]
+        assert rates and len(found["speed"]) == len(rates) + len(doctor.EXPECTED) and min(found["speed"].values()) > 0
     assert "model cache" in printed(capsys, "doctor")
 
 

@@ -9,7 +9,6 @@ from leanlm import runtime
 from leanlm.api import as_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
-from leanlm.errors import UsageError
 from leanlm.model.packed import Packed
 from leanlm.runtime import machine
 
@@ -99,8 +98,6 @@ class Ours:
     @torch.inference_mode()
     def profile(self, batch: int, context: int, prompt: int) -> dict:
         """Steps of one token after the context and of (a piece of) the prompt, see `profile.of_call`."""
-        if self.run is self.module:
-            raise UsageError(f"--profile times the native runtime, which does not run here ({machine.unavailable()})")
         from leanlm.bench import profile  # needs the library
 
         found = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from leanlm.bench import peers
 from leanlm.bench.worker import Worker
+from leanlm.errors import UsageError
 
 PAUSE = 0.05  # seconds between two sides, in which the threads of the last one fall asleep
 
@@ -104,6 +105,8 @@ class Bench:
         ours = self.sides["leanlm"].call(
             "load", path=path, dtype=dtype, threads=settings.threads, state_dtype=settings.state_dtype
         )
+        if settings.profile and not ours["native"]:
+            raise UsageError("--profile times the native runtime, which does not run here; leanlm doctor says why")
         told = {"leanlm": ours}
         for name, made in prepared["peers"].items():
             options = peers.options(name, settings.peer_options)

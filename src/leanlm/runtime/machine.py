@@ -20,11 +20,6 @@ SHARE = 0.8  # of the rate of a plain read that decoding is expected to reach
 SETS = ("portable", "avx2", "avx512")
 
 
-def unavailable() -> str:
-    """Why there is no native library; empty where there is one."""
-    return runtime.unavailable()
-
-
 def processor() -> str:
     """Its name; empty where the system does not tell."""
     found = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
@@ -66,7 +61,7 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Of the library, where there is one, and of torch."""
     torch.set_num_threads(count)
-    if not unavailable():
+    if not runtime.unavailable():
         _library().leanlm_set_threads(count)
 
 
