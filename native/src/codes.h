@@ -156,6 +156,40 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
     }
 }
 
+/* Words of four codes each, one code to a byte: halves are moved apart, then what is in them. */
+template <int BITS>
+LEANLM_INLINE Bytes spread_fours(__m256i words) {
+    constexpr int HALF = (1 << 2 * BITS) - 1, ONE = ((1 << BITS) - 1) * 0x00010001;
+    const __m256i half = _mm256_set1_epi32(HALF), one = _mm256_set1_epi32(ONE);
+    words = _mm256_or_si256(_mm256_and_si256(words, half),
+                            _mm256_and_si256(_mm256_slli_epi32(words, 16 - 2 * BITS), _mm256_slli_epi32(half, 16)));
+    return _mm256_or_si256(_mm256_and_si256(words, one),
+                           _mm256_and_si256(_mm256_slli_epi32(words, 8 - BITS), _mm256_slli_epi32(one, 8)));
+}
+
+/* 32 codes in the order of their columns, one to a byte. */
+template <int BITS>
+LEANLM_INLINE Bytes block_of_codes(const uint8_t *p) {
+    if constexpr (BITS == 8) {
+        return load_bytes(p);
+    } else if constexpr (BITS == 2) {
+        return spread_fours<2>(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    } else if constexpr (BITS == 4) {
+        return spread_fours<4>(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)));
+    } else if constexpr (BITS == 3) {  // twelve bits to four codes: every other word begins within a byte
+        int32_t last;
+        std::memcpy(&last, p + 8, 4);
+        __m256i v = _mm256_broadcastsi128_si256(_mm_insert_epi32(_mm_loadl_epi64((const __m128i *)p), last, 2));
+        v = _mm256_shuffle_epi8(v, _mm256_setr_epi8(0, 1, -1, -1, 1, 2, -1, -1, 3, 4, -1, -1, 4, 5, -1, -1,  //
+                                                    6, 7, -1, -1, 7, 8, -1, -1, 9, 10, -1, -1, 10, 11, -1, -1));
+        return spread_fours<3>(_mm256_srlv_epi32(v, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4)));
+    } else {
+        __m256i v = _mm256_loadu2_m128i((const __m128i *)(p + 8), (const __m128i *)p);
+        return spread_fours<6>(_mm256_shuffle_epi8(v, _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1,  //
+                                                                       4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1)));
+    }
+}
+
 #else
 
 template <int BITS>
@@ -196,6 +230,16 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
         }
     }
     return sums;
+}
+
+template <int BITS>
+LEANLM_INLINE Bytes block_of_codes(const uint8_t *p) {
+    Bytes codes;
+    for (int i = 0; i < 32; i++) {
+        int bit = i * BITS, pair = p[bit / 8] | (bit % 8 + BITS > 8 ? p[bit / 8 + 1] << 8 : 0);
+        codes[i] = static_cast<uint8_t>(pair >> (bit % 8) & ((1 << BITS) - 1));
+    }
+    return codes;
 }
 
 #endif

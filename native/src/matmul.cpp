@@ -76,13 +76,18 @@ struct Products {
 
     const leanlm_weight &weight() const { return first->w; }
 
-    /* function(product, first, end) for all rows, in tasks of whole sixteens. */
-    template <class Function>
-    void over_rows(Function &&function) const {
-        int64_t total = 0, tasks = 0;
+    /* How many rows to a task, in whole sixteens, where the time goes into reading them. */
+    int64_t rows_to_read() const {
+        int64_t total = 0;
         for (int64_t i = 0; i < count; i++) total += first[i].w.rows * first[i].w.row_bytes;
         int64_t bytes = std::min(MOST, std::max(LEAST, total / (TURNS * threads())));
-        int64_t rows = std::max<int64_t>(16, bytes / std::max<int64_t>(1, weight().row_bytes) / 16 * 16);
+        return std::max<int64_t>(16, bytes / std::max<int64_t>(1, weight().row_bytes) / 16 * 16);
+    }
+
+    /* function(product, first, end) for all rows, in tasks of `rows`. */
+    template <class Function>
+    void over_rows(int64_t rows, Function &&function) const {
+        int64_t tasks = 0;
         auto tasks_of = [&](const Product &product) { return (product.w.rows + rows - 1) / rows; };
         for (int64_t i = 0; i < count; i++) tasks += tasks_of(first[i]);
         parallel_for(tasks, [&](int64_t task) {
@@ -126,6 +131,7 @@ LEANLM_INLINE void prefetch_lines(const uint8_t *p) {
 #include "quantise.inl"
 
 #include "matmul_integer.inl"
+#include "matmul_integer_many.inl"
 
 /* Whether the groups of a row can be followed while its codes are read in order, 32 columns at a time. */
 bool in_order(const leanlm_weight &w) {
@@ -173,17 +179,23 @@ bool alike(const Product &a, const Product &b) {
     return v.bits == w.bits && v.groups == w.groups && !v.zeros == !w.zeros && in_order(v) == in_order(w);
 }
 
+template <int BITS>
+void integers_of(const Products &products, const float *x, int64_t x_stride, int64_t M, int32_t precision) {
+    auto multiply = M > FEW_INTEGERS ? many_integers<BITS> : precision == LEANLM_INT8 ? few_integers<BITS, 1> : few_integers<BITS, 3>;
+    multiply(products, x, x_stride, M);
+}
+
 void multiply(const Products &products, const float *x, int64_t x_stride, int64_t M, int32_t precision) {
     const leanlm_weight &w = products.weight();
     bool integers = w.kind != LEANLM_FLOAT && in_order(w) && (M <= FEW || precision == LEANLM_INT8);
     if (!integers && (M > FEW || w.kind != LEANLM_FLOAT)) return many_rows(products, x, x_stride, M);
     if (!integers) return few_rows_of_floats(products, x, x_stride, M);
     switch (w.bits) {
-        case 2: return integer_matmul<2>(products, x, x_stride, M, precision);
-        case 3: return integer_matmul<3>(products, x, x_stride, M, precision);
-        case 4: return integer_matmul<4>(products, x, x_stride, M, precision);
-        case 6: return integer_matmul<6>(products, x, x_stride, M, precision);
-        default: return integer_matmul<8>(products, x, x_stride, M, precision);
+        case 2: return integers_of<2>(products, x, x_stride, M, precision);
+        case 3: return integers_of<3>(products, x, x_stride, M, precision);
+        case 4: return integers_of<4>(products, x, x_stride, M, precision);
+        case 6: return integers_of<6>(products, x, x_stride, M, precision);
+        default: return integers_of<8>(products, x, x_stride, M, precision);
     }
 }
 

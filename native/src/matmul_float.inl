@@ -79,7 +79,7 @@ void float_matmul(const Products &products, const float *x, int64_t x_stride, in
     int64_t n = products.weight().columns, stride = (n + STEP - 1) / STEP * STEP;
     float *ordered = activations.of<float>(M * stride);
     for (int64_t m = 0; m < M; m++) put_in_order<DTYPE>(x + m * x_stride, n, ordered + m * stride);
-    products.over_rows([&](const Product &product, int64_t first, int64_t end) {
+    products.over_rows(products.rows_to_read(), [&](const Product &product, int64_t first, int64_t end) {
         Stream stream(product.row(first), (end - first) * product.w.row_bytes, ROWS * product.w.row_bytes);
         auto rows = [&](auto R, auto MT, int64_t m) {
             int64_t row = first;

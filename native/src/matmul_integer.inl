@@ -169,7 +169,7 @@ struct IntegerProduct {
 };
 
 template <int BITS, int D>
-void integer_matmul(const Products &products, const float *x, int64_t x_stride, int64_t M) {
+void few_integers(const Products &products, const float *x, int64_t x_stride, int64_t M) {
     const leanlm_weight &w = products.weight();
     float zero = w.kind == LEANLM_TERNARY ? 1 : 1 << (BITS - 1), base = code_base<BITS, D>(zero);
     int64_t group = w.groups > 1 ? w.columns / w.groups : UNIT_COLUMNS<BITS>;
@@ -177,13 +177,7 @@ void integer_matmul(const Products &products, const float *x, int64_t x_stride, 
     int64_t units = (w.columns + UNIT_COLUMNS<BITS> - 1) / UNIT_COLUMNS<BITS>;
     int64_t span_units = !whole ? 1 : w.groups > 1 ? group / UNIT_COLUMNS<BITS> : units;
     Integers a = quantise<BITS, D>(x, x_stride, M, w.columns, products.first->factors, base, span_units, w.zeros ? 1 : base - zero);
-    products.over_rows([&](const Product &product, int64_t first, int64_t end) {
+    products.over_rows(products.rows_to_read(), [&](const Product &product, int64_t first, int64_t end) {
         IntegerProduct<BITS, D>{product.w, a, base, product.out, whole}.run(first, end, M);
     });
-}
-
-template <int BITS>
-void integer_matmul(const Products &products, const float *x, int64_t x_stride, int64_t M, int32_t precision) {
-    auto multiply = precision == LEANLM_INT8 ? integer_matmul<BITS, 1> : integer_matmul<BITS, 3>;
-    multiply(products, x, x_stride, M);
 }

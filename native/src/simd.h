@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -136,6 +137,55 @@ LEANLM_INLINE Eight sums_of(const Eight (&v)[8]) {
 LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
 #endif
 
+#if defined(__AVX512VNNI__)
+constexpr bool HAS_VNNI = true;
+#else
+constexpr bool HAS_VNNI = false;
+#endif
+using Narrow = __m256i;  // int16, two to a sum
+LEANLM_INLINE Bytes load_bytes(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+LEANLM_INLINE void store_bytes(void *p, Bytes v) { _mm256_storeu_si256((__m256i *)p, v); }
+LEANLM_INLINE Bytes flip_signs(Bytes v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)0x80)); }
+LEANLM_INLINE Bytes repeat_four(const int8_t *p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+LEANLM_INLINE Sums all_sums(int32_t v) { return _mm256_set1_epi32(v); }
+LEANLM_INLINE Sums add_sums(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
+/* Unsigned bytes of a times signed ones of b. */
+LEANLM_INLINE Narrow products(Bytes a, Bytes b) { return _mm256_maddubs_epi16(a, b); }
+LEANLM_INLINE Narrow add_narrow(Narrow a, Narrow b) { return _mm256_add_epi16(a, b); }
+LEANLM_INLINE Sums widen_narrow(Narrow v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+/* sums + the products of four bytes each, a unsigned, or (SIGNED) both signed. */
+template <bool SIGNED>
+LEANLM_INLINE Sums add_products(Sums sums, Bytes a, Bytes b) {
+    if (SIGNED) b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
+#if defined(__AVX512VNNI__)
+    return _mm256_dpbusd_epi32(sums, a, b);
+#else
+    return add_sums(sums, widen_narrow(products(a, b)));
+#endif
+}
+/* Fours of bytes: four i of v[j] and four j of v[i] change places. */
+LEANLM_INLINE void transpose_fours(Bytes (&v)[8]) {
+    Bytes pairs[8], quads[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        quads[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        quads[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        quads[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        quads[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x31);
+    }
+}
+
 #else
 
 typedef uint8_t Bytes __attribute__((vector_size(32)));
@@ -164,6 +214,47 @@ LEANLM_INLINE Eight sums_of(const Eight (&v)[8]) {
     return sums;
 }
 LEANLM_INLINE float sum(Floats v) { return sum_eight(v); }
+
+constexpr bool HAS_VNNI = false;
+typedef int16_t Narrow __attribute__((vector_size(32)));
+LEANLM_INLINE Bytes load_bytes(const void *p) {
+    Bytes v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+LEANLM_INLINE void store_bytes(void *p, Bytes v) { std::memcpy(p, &v, sizeof v); }
+LEANLM_INLINE Bytes flip_signs(Bytes v) { return v ^ static_cast<uint8_t>(0x80); }
+LEANLM_INLINE Bytes repeat_four(const int8_t *p) {
+    Bytes v;
+    for (int i = 0; i < 32; i++) v[i] = static_cast<uint8_t>(p[i % 4]);
+    return v;
+}
+LEANLM_INLINE Sums all_sums(int32_t v) { return Sums{v, v, v, v, v, v, v, v}; }
+LEANLM_INLINE Sums add_sums(Sums a, Sums b) { return a + b; }
+LEANLM_INLINE Narrow products(Bytes a, Bytes b) {
+    Narrow v;
+    for (int i = 0; i < 16; i++)
+        v[i] = static_cast<int16_t>(a[2 * i] * static_cast<int8_t>(b[2 * i]) + a[2 * i + 1] * static_cast<int8_t>(b[2 * i + 1]));
+    return v;
+}
+LEANLM_INLINE Narrow add_narrow(Narrow a, Narrow b) { return a + b; }
+LEANLM_INLINE Sums widen_narrow(Narrow v) {
+    Sums sums;
+    for (int i = 0; i < 8; i++) sums[i] = v[2 * i] + v[2 * i + 1];
+    return sums;
+}
+template <bool SIGNED>
+LEANLM_INLINE Sums add_products(Sums sums, Bytes a, Bytes b) {
+    for (int i = 0; i < 32; i++) sums[i / 4] += (SIGNED ? static_cast<int8_t>(a[i]) : a[i]) * static_cast<int8_t>(b[i]);
+    return sums;
+}
+LEANLM_INLINE void transpose_fours(Bytes (&v)[8]) {
+    uint32_t fours[8][8];
+    std::memcpy(fours, v, sizeof fours);
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < i; j++) std::swap(fours[i][j], fours[j][i]);
+    std::memcpy(v, fours, sizeof fours);
+}
 
 #endif
 
