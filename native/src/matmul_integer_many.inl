@@ -10,14 +10,16 @@ constexpr int64_t TASK_ROWS = 64;
 constexpr int64_t IN_CACHE = 128;    // rows of activations that stay in a core's second cache while weights pass by
 constexpr int64_t FEW_INTEGERS = 7;  // rows of activations up to which codes are multiplied as they are stored
 
-/* Rows [M, blocks] of 32 activations in their own order, filled up with zeros to whole blocks and COLUMN rows. */
+/* Blocks of 32 activations of COLUMN rows, filled up with zeros: [M / COLUMN, blocks, 8 steps, COLUMN, 4]. */
 struct Blocks {
     int8_t *data;
-    float *scales;     // [M, blocks]
-    int32_t *offsets;  // [M, blocks]: what zeros of the codes add, to be taken away
+    float *scales;     // [M / COLUMN, blocks, COLUMN]
+    int32_t *offsets;  // likewise: what zeros of the codes add, to be taken away
     float *sums;       // [M, groups]: of the activations as they are held, where rows have zeros of their own
     int64_t M, blocks, groups;
 };
+
+constexpr int64_t BLOCK_BYTES = 32 * COLUMN;
 
 Scratch block_space, scale_space, offset_space;
 
@@ -33,6 +35,7 @@ Blocks blocks_of(const float *x, int64_t x_stride, int64_t M, int64_t n, const f
     int64_t group_blocks = std::max<int64_t>(1, a.blocks / groups);
     parallel_for(a.M, [&](int64_t m) {
         float columns[32], *sums = a.sums + m * groups;
+        int8_t digits[32];
         std::fill(sums, sums + groups, 0.f);
         for (int64_t b = 0; b < a.blocks; b++) {
             int64_t first = 32 * b, count = m < M ? std::min<int64_t>(32, n - first) : 0;
@@ -42,12 +45,14 @@ Blocks blocks_of(const float *x, int64_t x_stride, int64_t M, int64_t n, const f
                 std::fill(columns + count, columns + 32, 0.f);
                 source = columns;
             }
-            int8_t *digits = a.data + (m * a.blocks + b) * 32;
+            int64_t block = m / COLUMN * a.blocks + b, column = m % COLUMN;
             float scale = quantise_block<1>(source, digits, 32);
             int32_t sum = 0;
             for (int i = 0; i < 32; i++) sum += digits[i];
-            a.scales[m * a.blocks + b] = scale;
-            a.offsets[m * a.blocks + b] = -zero * sum;
+            for (int step = 0; step < 8; step++)
+                std::memcpy(a.data + block * BLOCK_BYTES + (step * COLUMN + column) * 4, digits + 4 * step, 4);
+            a.scales[block * COLUMN + column] = scale;
+            a.offsets[block * COLUMN + column] = -zero * sum;
             sums[std::min(groups - 1, b / group_blocks)] += scale * static_cast<float>(sum);
         }
     });
@@ -61,24 +66,33 @@ constexpr bool SIGNED = BITS == 8 && !HAS_VNNI;
 template <int BITS>
 constexpr int NARROW_STEPS = HAS_VNNI || BITS == 8 ? 1 : BITS == 6 ? 2 : 8;
 
-/* The sums over the eight steps of a block, of two vectors of rows and COLUMN rows of activations. */
+/* Adds to sums [COLUMN][2] the products of `count` blocks of two vectors of rows and COLUMN rows of activations, each block times
+ * its activations' scales. A function of its own so that its sums of integers stay in registers. */
 template <int BITS>
-LEANLM_INLINE void multiply_block(const uint8_t *codes, const int8_t *a, int64_t a_stride, Sums (&sums)[COLUMN][2]) {
-    for (int from = 0; from < 8; from += NARROW_STEPS<BITS>) {
-        Narrow narrow[COLUMN][2];
-        for (int step = from; step < from + NARROW_STEPS<BITS>; step++) {
-            Bytes w[2] = {load_bytes(codes + 64 * step), load_bytes(codes + 64 * step + 32)};
-            for (int m = 0; m < COLUMN; m++) {
-                Bytes four = repeat_four(a + m * a_stride + 4 * step);
-                for (int v = 0; v < 2; v++) {
-                    if (NARROW_STEPS<BITS> == 1) sums[m][v] = add_products<SIGNED<BITS>>(sums[m][v], w[v], four);
-                    else narrow[m][v] = step == from ? products(w[v], four) : add_narrow(narrow[m][v], products(w[v], four));
+__attribute__((noinline)) void add_blocks(const uint8_t *codes, const int8_t *a, const float *scales, const int32_t *offsets,
+                                          int64_t count, Eight *sums) {
+    for (int64_t b = 0; b < count; b++, scales += COLUMN, offsets += COLUMN) {
+        Sums whole[COLUMN][2];
+        for (int m = 0; m < COLUMN; m++) whole[m][0] = whole[m][1] = all_sums(offsets[m]);
+        for (int from = 0; from < 8; from += NARROW_STEPS<BITS>) {
+            Narrow narrow[COLUMN][2] = {};
+            for (int step = 0; step < NARROW_STEPS<BITS>; step++, codes += 4 * SIDE, a += 4 * COLUMN) {
+                Bytes w[2] = {load_bytes(codes), load_bytes(codes + 32)};
+                for (int m = 0; m < COLUMN; m++) {
+                    Bytes four = repeat_four(a + 4 * m);
+                    for (int v = 0; v < 2; v++) {
+                        if (NARROW_STEPS<BITS> == 1) whole[m][v] = add_products<SIGNED<BITS>>(whole[m][v], w[v], four);
+                        else keep(narrow[m][v] = add_narrow(narrow[m][v], products(w[v], four)));
+                    }
                 }
             }
-        }
-        if (NARROW_STEPS<BITS> > 1)
+            if (NARROW_STEPS<BITS> == 1) continue;
             for (int m = 0; m < COLUMN; m++)
-                for (int v = 0; v < 2; v++) sums[m][v] = add_sums(sums[m][v], widen_narrow(narrow[m][v]));
+                for (int v = 0; v < 2; v++) whole[m][v] = add_sums(whole[m][v], widen_narrow(narrow[m][v]));
+        }
+        for (int m = 0; m < COLUMN; m++)
+            for (int v = 0; v < 2; v++)
+                sums[2 * m + v] = fma_eight(floats(whole[m][v]), all_eight(scales[m]), sums[2 * m + v]);
     }
 }
 
@@ -95,19 +109,17 @@ LEANLM_INLINE void multiply_side(const Side &w, const Blocks &a, int64_t m, cons
     for (auto &column : totals)
         for (auto &total : column) total = zero_eight();
     int64_t group_blocks = a.groups > 1 ? a.blocks / a.groups : a.blocks;
-    const int8_t *digits = a.data + m * a.blocks * 32;
-    for (int64_t g = 0, b = 0; g < a.groups; g++) {
+    int64_t tile = m / COLUMN * a.blocks;
+    const uint8_t *codes = w.codes;
+    const int8_t *digits = a.data + tile * BLOCK_BYTES;
+    const float *scales = a.scales + tile * COLUMN;
+    const int32_t *offsets = a.offsets + tile * COLUMN;
+    for (int64_t g = 0; g < a.groups; g++) {
         for (auto &column : group)
             for (auto &sum : column) sum = zero_eight();
-        for (int64_t end = b + group_blocks; b < end; b++) {
-            Sums sums[COLUMN][2];
-            for (int i = 0; i < COLUMN; i++) sums[i][0] = sums[i][1] = all_sums(a.offsets[(m + i) * a.blocks + b]);
-            multiply_block<BITS>(w.codes + b * 32 * SIDE, digits + b * 32, a.blocks * 32, sums);
-            for (int i = 0; i < COLUMN; i++) {
-                Eight scale = all_eight(a.scales[(m + i) * a.blocks + b]);
-                for (int v = 0; v < 2; v++) group[i][v] = fma_eight(floats(sums[i][v]), scale, group[i][v]);
-            }
-        }
+        add_blocks<BITS>(codes, digits, scales, offsets, group_blocks, group[0]);
+        codes += group_blocks * 32 * SIDE, digits += group_blocks * BLOCK_BYTES;
+        scales += group_blocks * COLUMN, offsets += group_blocks * COLUMN;
         for (int v = 0; v < 2; v++) {
             Eight scale = load_eight(w.scales + g * SIDE + 8 * v);
             for (int i = 0; i < COLUMN; i++) {

@@ -258,6 +258,17 @@ LEANLM_INLINE void transpose_fours(Bytes (&v)[8]) {
 
 #endif
 
+/* A sum that the compiler must have here: left alone, it multiplies everything before it adds anything, in more registers than
+ * there are. */
+template <class Vector>
+LEANLM_INLINE void keep(Vector &v) {
+#if defined(__AVX2__)
+    __asm__ volatile("" : "+x"(v));
+#else
+    (void)v;
+#endif
+}
+
 LEANLM_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace LEANLM_NAMESPACE
