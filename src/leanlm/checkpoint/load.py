@@ -141,6 +141,7 @@ def _read(
             changed = tensor.to(device, _target(name, tensor, dtype), copy=True) if copy else tensor
             _check_finite(theirs.file, rule.theirs, tensor, changed, copy)
             ours[name] = changed
+        theirs.forget(rule.theirs)
         mapped += source.nbytes
         if copy and mapped > MAPPED_BYTES:
             theirs.weights.release()

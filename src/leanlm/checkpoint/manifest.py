@@ -75,12 +75,12 @@ def _ternary(name: str, entry: dict, stored: Stored, R: int, n: int) -> TernaryW
         raise CheckpointError(f"quantization_config: {name!r} with {regions} regions")
     if axis not in ("rows", "columns"):
         raise CheckpointError(f"quantization_config: {name!r} has scales along {axis!r}; 'rows' and 'columns' are known")
-    trits = packing.unpack_trits(stored.take("_codes", (torch.uint8,), (R, -(-n // packing.TRITS))), n)
+    trits = stored.take("_codes", (torch.uint8,), (R, -(-n // packing.TRITS)))
     scales = stored.take("_scales", FLOATS, (regions,))
     starts = stored.take("_starts", (torch.int32,), (regions,))
     if starts[0] != 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] >= (R if axis == "rows" else n):
         raise stored.wrong("_starts", f"does not cut {R if axis == 'rows' else n} {axis} into {regions} regions")
-    return TernaryWeight.of(packing.Trits(trits, scales, starts, axis == "rows"))
+    return TernaryWeight(n, packing.codes_of_trits(trits, n), scales, starts, axis == "rows")
 
 
 def refusal(name: str, weight: Packed) -> str | None:

@@ -12,6 +12,9 @@ from leanlm.errors import CheckpointError
 from leanlm.model.packed import Packed
 
 
+MAPPED_BYTES = 64 << 20  # how much of what is only read to be converted may stay mapped
+
+
 class Published(Mapping[str, Tensor | Packed]):
     """name -> float tensor or packed matrix; several stored tensors that hold one matrix count as that matrix's weight.
 
@@ -31,18 +34,33 @@ class Published(Mapping[str, Tensor | Packed]):
             raise CheckpointError(f"{self.file}: {twice!r} is stored twice, as floats and packed ({self._parts[twice][0]!r})")
         self._names = dict.fromkeys([*(name for name in self._stored if name not in inside), *self._parts])
         self._packed: dict[str, Packed] = {}
+        # Mappings of their own, which can be given up as soon as what was read through them is converted.
+        self._sources, self._mapped = Weights(weights.main.parent), 0
 
     def __getitem__(self, name: str) -> Tensor | Packed:
         if name not in self._parts:
             return self.weights[self._stored[name]]
         if name not in self._packed:
-            tensors = {part: self.weights.stored(self._stored[part]) for part in self._parts[name]}
-            try:
-                self._packed[name] = self._codec.read(self._settings, name, tensors)
-            except CheckpointError as error:
-                of_config = str(error).startswith("quantization_config")
-                raise CheckpointError(f"{self.file.parent / CONFIG if of_config else self.file}: {error}") from None
+            self._packed[name] = self._unpack(name)
         return self._packed[name]
+
+    def forget(self, name: str) -> None:
+        """Let go of a packed matrix, which is made again when it is asked for."""
+        self._packed.pop(name, None)
+
+    def _unpack(self, name: str) -> Packed:
+        tensors = {part: self._sources.stored(self._stored[part]) for part in self._parts[name]}
+        try:
+            weight = self._codec.read(self._settings, name, tensors)
+        except CheckpointError as error:
+            of_config = str(error).startswith("quantization_config")
+            raise CheckpointError(f"{self.file.parent / CONFIG if of_config else self.file}: {error}") from None
+        if converted(weight, tensors.values()):
+            self._mapped += sum(tensor.nbytes for tensor in tensors.values())
+        if self._mapped > MAPPED_BYTES:
+            self._sources.release()
+            self._mapped = 0
+        return weight
 
     def parts(self, name: str) -> tuple[str, ...]:
         """The stored tensors, by plain name, that hold a packed matrix; none for a tensor that is stored as it is."""
@@ -56,6 +74,18 @@ class Published(Mapping[str, Tensor | Packed]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+
+def converted(weight: Packed, sources: Iterable[Tensor]) -> bool:
+    """Whether the codes are not the stored ones; then nothing else of the weight is, in place, so that no mapping of the file
+    stays for a few scales."""
+    stored = {tensor.untyped_storage().data_ptr() for tensor in sources}
+    if weight.codes.untyped_storage().data_ptr() in stored:
+        return False
+    for name, tensor in weight.tensors.items():
+        if tensor.untyped_storage().data_ptr() in stored:
+            setattr(weight, name, tensor.clone())
+    return True
 
 
 def plain_names(stored: Iterable[str], prefixes: Sequence[str], file: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 R rows (outputs)  n columns (inputs)  G groups of columns
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from leanlm.model.format import Grouped
 from leanlm.model.packed import GroupedWeight, TernaryWeight
 from leanlm.ops import packing
 
+ONES = np.uint8(0x55)  # a code of 1 in all four places of a byte
+BAND = 256  # rows looked at together
 GROUPS = (128, 64, 32)  # what other programs' kernels for groups expect, coarsest first
 
 
@@ -58,12 +61,27 @@ def from_groups(weight: GroupedWeight) -> GroupedWeight | TernaryWeight:
     along_rows = bool((scales == scales[:, :1]).all())
     if not along_rows and not (scales == scales[:1]).all():
         return weight
-    codes = weight.unpacked()
-    if not codes.all():
+    n = weight.shape[1]
+    codes = _less_one(weight.codes, n)
+    if codes is None:
         return weight
-    width = 1 if along_rows else format.group
-    trits = packing.Trits(codes.to(torch.int8) - 2, *_runs(scales[:, 0] if along_rows else scales[0], width), along_rows)
-    return TernaryWeight.of(trits)
+    regions = _runs(scales[:, 0] if along_rows else scales[0], 1 if along_rows else format.group)
+    return TernaryWeight(n, codes, *regions, along_rows)
+
+
+def _less_one(codes: Tensor, n: int) -> Tensor | None:
+    """Every one of n two-bit codes to a row less one, still packed; None where one of them is 0."""
+    held = codes.numpy()  # whose bands wait for no other threads
+    less = np.empty(held.shape, np.uint8)
+    for start in range(0, len(held), BAND):
+        band, into = held[start : start + BAND], less[start : start + BAND]
+        np.subtract(band, ONES, out=into)
+        if n % 4:  # what fills a row up is 0, and stays
+            into[:, -1] = (band[:, -1] | np.uint8(ONES << 2 * (n % 4) & 255)) - ONES
+        # No code was 0 where none became 3: a row whose codes are all above 0 lends nothing from one to the other.
+        if ((into & (into >> 1)) & ONES).any():
+            return None
+    return torch.from_numpy(less)
 
 
 def _runs(scales: Tensor, width: int) -> tuple[Tensor, Tensor]:

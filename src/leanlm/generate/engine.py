@@ -6,6 +6,7 @@ prompts of different lengths are read apart and decoded together, each row at it
 B rows  L tokens in a call  V tokens that may be produced
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,8 @@ def end_together(rows: Sequence[Row], eos_ids: frozenset[int]) -> None:
 
 def check_finite(logits: Tensor, rows: Sequence[Row]) -> None:
     """Raises CheckFailed naming the first running row of logits [B, V] with a NaN or an infinity."""
-    if torch.isfinite(logits).all():
+    # A sum is finite only where all its terms are; it needs no room, and an overflow of it is looked into.
+    if math.isfinite(logits.sum(dtype=torch.float32)) or torch.isfinite(logits).all():
         return
     for number, (row, finite) in enumerate(zip(rows, torch.isfinite(logits).all(-1).tolist())):
         if not row.finish and not finite:
@@ -175,7 +177,7 @@ def context_warning(context: int | None) -> Callable[[State], None]:
 
     def check(state: State) -> None:
         nonlocal warned
-        if not warned and int(state.position.max()) > context:
+        if not warned and max(state.position.tolist()) > context:
             warned = True
             warnings.warn(f"going past the {context} tokens of context that the model was trained on", stacklevel=2)
 

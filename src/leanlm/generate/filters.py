@@ -33,9 +33,15 @@ def probabilities(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Te
 def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """One token per row of logits [B, V]; every row draws one number from its own CPU generator (none when greedy)."""
     if sampling.greedy:
-        return penalise(logits.float(), seen, sampling.repetition_penalty).argmax(-1).tolist()
+        return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))
     numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
     return draw(probabilities(logits, seen, sampling), numbers).tolist()
+
+
+def likeliest(logits: Tensor) -> list[int]:
+    """The first of the largest of each row."""
+    # numpy's search is ten times as fast as torch's, which would be a noticeable part of a small model's token.
+    return (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
 
 
 def draw(distribution: Tensor, numbers: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class LanguageModel(nn.Module):
         batch, L = tokens.shape
         if batch != state.batch:
             raise UsageError(f"the state holds {state.batch} texts and tokens of {batch} were given: make one for {batch}")
-        needed = int(state.position.max()) + L
+        needed = max(state.position.tolist()) + L
         for mixer, memory in zip(self.config.sublayers, state.memories, strict=True):
             if isinstance(mixer, config.Attention) and mixer.window is None and needed > memory["k"].shape[1]:
                 raise CapacityError(

@@ -3,12 +3,15 @@
 R rows (outputs)  n columns (inputs)  G groups of columns  S scale regions
 """
 
+import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 TRITS = 5  # in a byte: 3^5 = 243 <= 256
+BAND = 1 << 18  # of four bytes each, that are converted at once: their buffers stay small
 
 
 def packed_bytes(n: int, bits: int) -> int:
@@ -71,6 +74,41 @@ def unpack_trits(packed: Tensor, n: int) -> Tensor:
         digits.append((rest >> 8).to(torch.int8) - 1)
         rest = rest & 255
     return torch.stack(digits, -1).view(len(packed), -1)[:, :n].contiguous()
+
+
+def codes_of_trits(packed: Tensor, n: int) -> Tensor:
+    """Trits as `pack_trits` holds them as 2-bit codes trit + 1 as `pack` does, on the CPU: uint8 [R, packed_bytes(n, 2)].
+
+    Four bytes become five, every new one made of one or two old ones by tables: bytes all the way, in bands.
+    """
+    R, held = packed.shape
+    packed = torch.nn.functional.pad(packed, (0, -held % 4)) if held % 4 else packed
+    fours = packed.reshape(-1, 4).numpy()
+    codes = np.empty((len(fours), 5), np.uint8)
+    for start in range(0, len(fours), BAND):
+        band = fours[start : start + BAND]
+        columns = [column.tobytes() for column in band.T]
+        for new, sources in enumerate(_sources()):
+            parts = [np.frombuffer(columns[old].translate(table), np.uint8) for old, table in sources]
+            codes[start : start + len(band), new] = functools.reduce(np.bitwise_or, parts)
+    codes = torch.from_numpy(codes).view(R, -1)[:, : packed_bytes(n, 2)].contiguous()
+    if n % 4:
+        codes[:, -1] &= (1 << 2 * (n % 4)) - 1
+    return codes
+
+
+@functools.cache
+def _sources() -> list[list[tuple[int, bytes]]]:
+    """Of each of five bytes of 2-bit codes: which of four bytes of trits it is made of, and what each gives to it."""
+    digits = unpack_trits(torch.arange(256, dtype=torch.uint8)[:, None], TRITS) + 1  # [256, 5]
+    found = []
+    for new in range(5):
+        given: dict[int, Tensor] = {}
+        for place in range(4):
+            old, digit = divmod(4 * new + place, TRITS)
+            given[old] = given.get(old, 0) + (digits[:, digit] << (2 * place)).to(torch.uint8)
+        found.append([(old, bytes(table.tolist())) for old, table in given.items()])
+    return found
 
 
 class Trits(NamedTuple):

@@ -4,34 +4,52 @@ It computes in float32 over the same weights and the same state tensors as the m
 other at any token. Packed weights are multiplied with activations rounded to 8 bits per 32 of them.
 """
 
-import ctypes
 import weakref
+from operator import is_
 
 import torch
 from torch import Tensor
 
 from leanlm.errors import LeanLMError
 from leanlm.model.language_model import LanguageModel
-from leanlm.model.packed import Packed
 from leanlm.model.state import State
 from leanlm.ops import native
 from leanlm.runtime import steps
 from leanlm.runtime.lowering import INT8, Program
+from leanlm.runtime.snapshot import Identity, Snapshot
 
 ROWS = 128  # of a call at least; longer prompts are read in pieces, which bounds the buffers
 STATES = (torch.float32, torch.bfloat16)
 CACHES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class Binding:
+    """A program bound to one state: the table of its tensors, good while these are the ones it was made of."""
+
+    def __init__(self, program: Program, state: State):
+        self.program = program
+        self.identity = Identity(_memories(state))
+        self.table = program.bind(state)
+
+    def same(self, state: State) -> bool:
+        now, then = _memories(state), self.identity.tables
+        return len(now) == len(then) and all(map(is_, now, then)) and self.identity.same()
+
+
 class NativeRuntime:
-    """Stands in for `LanguageModel.forward` with a state and without gradients or packed documents, on the CPU."""
+    """Stands in for `LanguageModel.forward` with a state and without gradients or packed documents, on the CPU.
+
+    Weights that changed since the last call are noticed: where a text begins however it was done, and inside of one where they
+    were replaced or torch counted the writing (see `Snapshot`).
+    """
 
     def __init__(self, module: LanguageModel, precision: int = INT8):
         self.held, self.precision = weakref.ref(module), precision
         self.library = native.library()
         self.run = steps.run(self.library)
         self.program: Program | None = None
-        self.made_for: tuple = ()
+        self.snapshot: Snapshot | None = None
+        self.bound: weakref.WeakKeyDictionary[State, Binding] = weakref.WeakKeyDictionary()  # of the last state only
 
     @property
     def module(self) -> LanguageModel:
@@ -44,63 +62,80 @@ class NativeRuntime:
         not know (16-bit floats other than bfloat16 in a scan).
         """
         self.module.check_fits(tokens, state)
-        dtypes = self._dtypes(state)
-        if dtypes is None:
+        binding = self._binding(state)
+        if binding is None:
             return self.module(tokens, state, last_only=last_only).float()
         B, L = tokens.shape
-        program = self._program(B, dtypes)
-        rows = self.module.config.padded_vocab_size
-        memories, tokens = program.bind(state), tokens.contiguous()
-        logits = torch.empty(B, 1 if last_only else L, rows)
-        piece = max(1, program.rows // B)
+        logits = torch.empty(B, 1 if last_only else L, self.module.config.padded_vocab_size)
+        piece = max(1, binding.program.rows // B)
         for start in range(0, L, piece):
-            part = tokens if piece >= L else tokens[:, start : start + piece].contiguous()
-            wanted = logits if last_only or piece >= L else torch.empty(B, part.shape[1], rows)
-            self._run(program, part, memories, wanted, last_only)
-            if wanted is not logits:
-                logits[:, start : start + piece] = wanted
+            part = tokens[:, start : start + piece].contiguous()
+            if last_only:
+                self._run(binding, part, logits if start + piece >= L else None, True)
+            else:
+                self._run_into(binding, part, logits[:, start : start + piece])
         state.position += L
         return logits
 
-    def _run(self, program: Program, tokens: Tensor, memories: ctypes.Array, logits: Tensor, last_only: bool) -> None:
-        refused = self.run(
-            program.array,
-            len(program.array),
-            tokens.data_ptr(),
-            *tokens.shape,
-            memories,
-            logits.data_ptr(),
-            logits.shape[-1],
-            last_only,
-        )
+    def _run_into(self, binding: Binding, tokens: Tensor, logits: Tensor) -> None:
+        whole = logits if logits.is_contiguous() else torch.empty(logits.shape)
+        self._run(binding, tokens, whole, False)
+        if whole is not logits:
+            logits.copy_(whole)
+
+    def _run(self, binding: Binding, tokens: Tensor, logits: Tensor | None, last_only: bool) -> None:
+        """One call of the library; without logits the last step, the head, is left out."""
+        array = binding.program.array
+        count, address, stride = len(array) - 1, None, 0
+        if logits is not None:
+            count, address, stride = len(array), logits.data_ptr(), logits.shape[-1]
+        refused = self.run(array, count, tokens.data_ptr(), *tokens.shape, binding.table, address, stride, last_only)
         if refused:
-            kind = steps.FIELD[program.array[refused - 1].op]
+            kind = steps.FIELD[array[refused - 1].op]
             raise LeanLMError(
                 f"the native library refused step {refused} ({kind}) of this model; LEANLM_IMPL=eager does without it"
             )
 
-    def _program(self, B: int, dtypes: dict) -> Program:
-        """The program for this many texts, made anew where the weights are not those it was made for."""
-        wanted = (*dtypes.values(), *(mark for weight in self.module.weights().values() for mark in marks(weight)))
-        if self.program is None or self.made_for != wanted or self.program.rows < B:
-            rows = max(ROWS, B)
-            self.program, self.made_for = Program(self.module, rows, dtypes, self.precision), wanted
-        return self.program
-
-    def _dtypes(self, state: State) -> dict[tuple[int, str], torch.dtype] | None:
-        """Of the state's floats; None where the library does not know one of them."""
-        found = {}
-        for index, memory in enumerate(state.memories):
-            for name, tensor in (memory or {}).items():
-                if tensor.is_floating_point():
-                    if tensor.dtype not in (STATES if name == "ssm" else CACHES) or not tensor.is_contiguous():
-                        return None
-                    found[index, name] = tensor.dtype
+    def _binding(self, state: State) -> Binding | None:
+        """The program for the weights as they are, bound to the state; None where the library does not know its dtypes."""
+        if not self._current(state):
+            self.program, self.snapshot = None, None
+            self.bound.clear()
+        found = self.bound.get(state)
+        if found is None or not found.same(state):
+            self.bound.clear()
+            dtypes = _dtypes(state)
+            if dtypes is None:
+                return None
+            found = self.bound[state] = Binding(self._program(state.batch, dtypes), state)
         return found
 
+    def _current(self, state: State) -> bool:
+        """Whether the weights are those that the program was made of."""
+        if self.snapshot is None:
+            return False
+        return self.snapshot.same_throughout() if 0 in state.position.tolist() else self.snapshot.same()
 
-def marks(weight: Tensor | Packed) -> tuple:
-    """What changes when a weight is replaced or written to."""
-    if isinstance(weight, Packed):
-        return tuple(mark for tensor in weight.buffers() for mark in (tensor.data_ptr(), tensor._version))
-    return weight.data_ptr(), weight._version
+    def _program(self, B: int, dtypes: dict) -> Program:
+        """The program for this many texts and for states of these dtypes."""
+        if self.program is None or self.program.dtypes != dtypes or self.program.rows < B:
+            self.program = None  # before there is another one
+            self.snapshot = Snapshot(self.module)
+            self.program = Program(self.module, max(ROWS, B), dtypes, self.precision)
+        return self.program
+
+
+def _memories(state: State) -> list[dict[str, Tensor]]:
+    return [memory for memory in state.memories if memory]
+
+
+def _dtypes(state: State) -> dict[tuple[int, str], torch.dtype] | None:
+    """Of the state's floats; None where the library does not know one of them."""
+    found = {}
+    for index, memory in enumerate(state.memories):
+        for name, tensor in (memory or {}).items():
+            if tensor.is_floating_point():
+                if tensor.dtype not in (STATES if name == "ssm" else CACHES) or not tensor.is_contiguous():
+                    return None
+                found[index, name] = tensor.dtype
+    return found
