@@ -40,6 +40,20 @@ def test_five_trits_in_a_byte(R, n, seed):
     assert torch.equal(packing.unpack_trits(packed, n), trits)
 
 
+@settings(max_examples=60, deadline=None)
+@given(**SIZES)
+def test_trits_become_codes_without_being_unpacked(R, n, seed):
+    trits = integers(-1, 2, R, n, seed=seed, dtype=torch.int8)
+    assert torch.equal(packing.codes_of_trits(packing.pack_trits(trits), n), packing.pack((trits + 1).to(torch.uint8), 2))
+
+
+def test_trits_become_codes_in_bands(monkeypatch):
+    monkeypatch.setattr(packing, "BAND", 3)
+    packed = integers(0, 256, 7, 12, seed=0)  # also bytes that are no five trits
+    codes = (packing.unpack_trits(packed, 60) + 1).to(torch.uint8)
+    assert torch.equal(packing.codes_of_trits(packed, 60), packing.pack(codes, 2))
+
+
 def test_every_byte_of_five_trits():
     every = torch.cartesian_prod(*[torch.arange(-1, 2, dtype=torch.int8)] * 5)
     assert len(packing.pack_trits(every).unique()) == 243

@@ -11,7 +11,6 @@ from leanlm.checkpoint.weights import Weights
 from leanlm.errors import CheckpointError
 from leanlm.model.packed import Packed
 
-
 MAPPED_BYTES = 64 << 20  # how much of what is only read to be converted may stay mapped
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from leanlm.model.format import Grouped
 from leanlm.model.packed import GroupedWeight, TernaryWeight
-from leanlm.ops import packing
 
 ONES = np.uint8(0x55)  # a code of 1 in all four places of a byte
 BAND = 256  # rows looked at together
