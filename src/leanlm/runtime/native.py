@@ -15,8 +15,8 @@ from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
 from leanlm.ops import native
 from leanlm.runtime import steps
-from leanlm.runtime.lowering import INT8, Program
-from leanlm.runtime.snapshot import Identity, Snapshot
+from leanlm.runtime.lowering import INT8, UNBOUNDED, Program
+from leanlm.runtime.snapshot import Memory, Snapshot
 
 ROWS = 128  # of a call at least; longer prompts are read in pieces, which bounds the buffers
 STATES = (torch.float32, torch.bfloat16)
@@ -28,19 +28,25 @@ class Binding:
 
     def __init__(self, program: Program, state: State):
         self.program = program
-        self.identity = Identity(_memories(state))
+        self.memory = Memory(_memories(state))
         self.table = program.bind(state)
+        self.room = min((one.attend.slots for one in program.attending if not one.attend.window), default=UNBOUNDED)
 
     def same(self, state: State) -> bool:
-        now, then = _memories(state), self.identity.tables
-        return len(now) == len(then) and all(map(is_, now, then)) and self.identity.same()
+        now, then = _memories(state), self.memory.tables
+        return len(now) == len(then) and all(map(is_, now, then)) and self.memory.same()
+
+    def fits(self, tokens: Tensor, state: State) -> bool:
+        """Whether the state has rows and, where attention keeps all, room for the tokens [B, L]."""
+        positions = state.position.tolist()
+        return tokens.shape[0] == len(positions) and max(positions) + tokens.shape[1] <= self.room
 
 
 class NativeRuntime:
     """Stands in for `LanguageModel.forward` with a state and without gradients or packed documents, on the CPU.
 
-    Weights that changed since the last call are noticed: where a text begins however it was done, and inside of one where they
-    were replaced or torch counted the writing (see `Snapshot`).
+    Weights that changed since the last call are noticed: however it was done where a text begins and where several tokens are
+    read, before a single next token where they were replaced or torch counted the writing (see `Snapshot`).
     """
 
     def __init__(self, module: LanguageModel, precision: int = INT8):
@@ -61,11 +67,10 @@ class NativeRuntime:
         Raises what the module raises, with the state unchanged, and runs the module itself for states that the library does
         not know (16-bit floats other than bfloat16 in a scan).
         """
-        self.module.check_fits(tokens, state)
-        binding = self._binding(state)
-        if binding is None:
-            return self.module(tokens, state, last_only=last_only).float()
         B, L = tokens.shape
+        binding = self._binding(state, L > 1 or 0 in state.position.tolist())
+        if binding is None or not binding.fits(tokens, state):  # the module says what does not fit
+            return self.module(tokens, state, last_only=last_only).float()
         logits = torch.empty(B, 1 if last_only else L, self.module.config.padded_vocab_size)
         piece = max(1, binding.program.rows // B)
         for start in range(0, L, piece):
@@ -96,9 +101,10 @@ class NativeRuntime:
                 f"the native library refused step {refused} ({kind}) of this model; LEANLM_IMPL=eager does without it"
             )
 
-    def _binding(self, state: State) -> Binding | None:
-        """The program for the weights as they are, bound to the state; None where the library does not know its dtypes."""
-        if not self._current(state):
+    def _binding(self, state: State, closely: bool) -> Binding | None:
+        """The program for the weights as they are, looked at closely or not, bound to the state; None where the library does
+        not know the state's dtypes."""
+        if not (self.snapshot and (self.snapshot.same() if closely else self.snapshot.same_at_a_glance())):
             self.program, self.snapshot = None, None
             self.bound.clear()
         found = self.bound.get(state)
@@ -109,12 +115,6 @@ class NativeRuntime:
                 return None
             found = self.bound[state] = Binding(self._program(state.batch, dtypes), state)
         return found
-
-    def _current(self, state: State) -> bool:
-        """Whether the weights are those that the program was made of."""
-        if self.snapshot is None:
-            return False
-        return self.snapshot.same_throughout() if 0 in state.position.tolist() else self.snapshot.same()
 
     def _program(self, B: int, dtypes: dict) -> Program:
         """The program for this many texts and for states of these dtypes."""

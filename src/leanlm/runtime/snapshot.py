@@ -1,6 +1,6 @@
-"""What the weights of a module were when a program was made of them, and whether they still are: asked before every token."""
+"""What the weights of a module were when a program was made of them, and whether they still are: asked before every call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 
@@ -12,66 +12,80 @@ from leanlm.model.packed import Packed
 _version = attrgetter("_version")
 
 
-class Identity:
-    """Which objects a few dicts hold, and where the tensors among them lie.
-
-    They are kept alive, and so is the memory of the tensors: neither an object nor an address can come back as another.
-    """
+class Places:
+    """Which objects a few dicts hold. They are kept alive, so that none comes back as another."""
 
     def __init__(self, tables: Sequence[dict[str, object]]):
         self.tables = tables
         self.held = self._objects()
-        self.tensors = [one for one in self.held if isinstance(one, Tensor)]
-        self.memory = [tensor.detach() for tensor in self.tensors]  # of its own, where `.data` of the tensor is replaced
-        self.addresses = self._addresses()
 
     def same(self) -> bool:
         now = self._objects()
-        return len(now) == len(self.held) and all(map(is_, now, self.held)) and self._addresses() == self.addresses
+        return len(now) == len(self.held) and all(map(is_, now, self.held))
 
     def _objects(self) -> list[object]:
         return list(chain.from_iterable(map(dict.values, self.tables)))
+
+
+class Memory(Places):
+    """The same, and where the tensors among the objects lie; their memory is kept alive too."""
+
+    def __init__(self, tables: Sequence[dict[str, object]]):
+        super().__init__(tables)
+        self.tensors = [one for one in self.held if isinstance(one, Tensor)]
+        self.kept = [tensor.detach() for tensor in self.tensors]  # of its own, where `.data` of the tensor is replaced
+        self.addresses = self._addresses()
+
+    def same(self) -> bool:
+        return super().same() and self._addresses() == self.addresses
 
     def _addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
 
 
-class Written(Identity):
-    """The same, and how often torch has counted that the tensors were written to."""
+class Versions:
+    """How often torch has counted that tensors were written to; it does not for inference tensors."""
 
-    def __init__(self, tables: Sequence[dict[str, object]]):
-        super().__init__(tables)
-        self.counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
-        self.versions = self._versions()
+    def __init__(self, tensors: Iterable[Tensor]):
+        self.tensors = [tensor for tensor in tensors if not tensor.is_inference()]
+        self.counts = self._counts()
 
     def same(self) -> bool:
-        return super().same() and self._versions() == self.versions
+        return self._counts() == self.counts
 
-    def _versions(self) -> list[int]:
-        return list(map(_version, self.counted))
+    def _counts(self) -> list[int]:
+        return list(map(_version, self.tensors))
 
 
 class Snapshot:
     """The weights of a module, which it does not keep alive.
 
-    `same` sees weights that are replaced, or written to in ways that torch counts; it touches as little memory as it can,
-    since a small model's token leaves none of it in a cache. `same_throughout` sees also what is uncommon: writes that torch
-    does not count (through `.data`, by fused optimisers, to inference tensors) to all but the matrices, of which there are no
-    copies, and changes inside packed matrices, which are immutable.
+    `same` sees every change: also of layers, of what `.data` is, inside packed matrices, and what torch does not count as
+    writing (through `.data`, by fused optimisers, to inference tensors), this not in the matrices, of which there are no
+    copies. `same_at_a_glance` sees weights that are replaced or written to. It touches little memory, since the weights of a
+    token leave none of it in a cache: for every new token of a text the whole would take a noticeable part of its time.
     """
 
     def __init__(self, module: nn.Module):
         inside = list(module.modules())
-        packed = [one for one in inside if isinstance(one, Packed)]
-        others = [one for one in inside if not isinstance(one, Packed)]
-        self.slots = Written([t for one in others for t in (one._parameters, one._buffers, one._modules) if t])
-        self.packed = Written([one._buffers for one in packed])
-        matrices = {id(one.weight) for one in others if isinstance(one, Matrix)}
+        self.places = Places([table for one in inside for table in _tables(one)])
+        self.versions = Versions(module.parameters())
+        self.everything = Memory([t for one in inside for t in (one._parameters, one._buffers, one._modules) if t])
+        self.buffers = Versions(module.buffers())
+        matrices = {id(one.weight) for one in inside if isinstance(one, Matrix)}
         self.small = [weight.detach() for weight in module.parameters() if id(weight) not in matrices]
         self.values = [weight.clone() for weight in self.small]
 
-    def same(self) -> bool:
-        return self.slots.same()
+    def same_at_a_glance(self) -> bool:
+        return self.places.same() and self.versions.same()
 
-    def same_throughout(self) -> bool:
-        return self.same() and self.packed.same() and all(map(Tensor.equal, self.small, self.values))
+    def same(self) -> bool:
+        kept = self.everything.same() and self.versions.same() and self.buffers.same()
+        return kept and all(map(Tensor.equal, self.small, self.values))
+
+
+def _tables(module: nn.Module) -> list[dict[str, object]]:
+    """Where the module holds weights: parameters, and of a matrix what is packed."""
+    packed = isinstance(module, Matrix) and isinstance(module.weight, Packed)
+    found = [module._modules] if packed else []
+    return found + ([module._parameters] if any(one is not None for one in module._parameters.values()) else [])
