@@ -22,7 +22,7 @@ from leanlm.checkpoint.save import save_module
 PROMPT, NEW = 128, 8
 CONTAINERS = ("leanlm", "compressed-tensors", "gptq")
 CASES = (("llamba-1b", "int4", "bfloat16"), ("trilm-1.1b", "ternary", "float16"))
-SMALL = (("mamba2-130m", "int4", "bfloat16"), ("trilm-99m", "ternary", "float16"))
+SMALL = (("floatlm-99m", "int4", "bfloat16"), ("trilm-99m", "ternary", "float16"))
 
 
 def folders(into: Path, model: str, format: str, dtype: str) -> Iterator[tuple[str, Path]]:

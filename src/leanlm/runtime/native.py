@@ -74,7 +74,7 @@ class NativeRuntime:
         logits = torch.empty(B, 1 if last_only else L, self.module.config.padded_vocab_size)
         piece = max(1, binding.program.rows // B)
         for start in range(0, L, piece):
-            part = tokens[:, start : start + piece].contiguous()
+            part = tokens.contiguous() if piece >= L else tokens[:, start : start + piece].contiguous()
             if last_only:
                 self._run(binding, part, logits if start + piece >= L else None, True)
             else:
