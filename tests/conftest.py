@@ -1,4 +1,4 @@
-"""Shared fixtures: writable copies of golden checkpoints, and a made-up tokenizer."""
+"""Shared fixtures: writable copies of golden checkpoints, a made-up tokenizer, the native library, command lines."""
 
 import io
 import json
@@ -24,6 +24,10 @@ CHAT_TEMPLATE = (
     "<|{{ message['role'] }}|>{{ message['content'] | trim }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-first", type=int, default=0, help="first seed of the random cases of tests/runtime/test_fuzz.py")
 
 
 @pytest.fixture
@@ -63,6 +67,25 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [core.token_to_id("<|end|>"), 2]}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def native():
+    """`leanlm.ops.native`; what needs it is skipped where it was not built."""
+    try:
+        from leanlm.ops import native
+    except ImportError as error:
+        pytest.skip(str(error))
+    return native
+
+
+@pytest.fixture
+def threads(native):
+    """threads(n) sets how many the native library has, until the test ends."""
+    lib = native.library()
+    before = lib.leanlm_threads()
+    yield lambda count: lib.leanlm_set_threads(count)
+    lib.leanlm_set_threads(before)
 
 
 @pytest.fixture

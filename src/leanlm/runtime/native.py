@@ -4,13 +4,15 @@ It computes in float32 over the same weights and the same state tensors as the m
 other at any token. Packed weights are multiplied with activations rounded to 8 bits per 32 of them.
 """
 
+import threading
 import weakref
 from operator import is_
 
 import torch
 from torch import Tensor
 
-from leanlm.errors import LeanLMError
+from leanlm.errors import LeanLMError, UsageError
+from leanlm.model.config import Attention
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
 from leanlm.ops import native
@@ -18,9 +20,13 @@ from leanlm.runtime import steps
 from leanlm.runtime.lowering import INT8, UNBOUNDED, Program
 from leanlm.runtime.snapshot import Memory, Snapshot
 
+Dtypes = dict[tuple[int, str], torch.dtype]  # of the floats of a state, by sublayer and name
+
 ROWS = 128  # of a call at least; longer prompts are read in pieces, which bounds the buffers
 STATES = (torch.float32, torch.bfloat16)
 CACHES = (torch.float32, torch.bfloat16, torch.float16)
+POSITIONS = (torch.int64,)
+ALONE = threading.Lock()  # the library runs on one pool of threads and is called by one thread at a time
 
 
 class Binding:
@@ -39,7 +45,7 @@ class Binding:
     def fits(self, tokens: Tensor, state: State) -> bool:
         """Whether the state has rows and, where attention keeps all, room for the tokens [B, L]."""
         positions = state.position.tolist()
-        return tokens.shape[0] == len(positions) and max(positions) + tokens.shape[1] <= self.room
+        return tokens.ndim == 2 and len(tokens) == len(positions) and max(positions) + tokens.shape[1] <= self.room
 
 
 class NativeRuntime:
@@ -53,6 +59,8 @@ class NativeRuntime:
         self.held, self.precision = weakref.ref(module), precision
         self.library = native.library()
         self.run = steps.run(self.library)
+        self.growing = [isinstance(mixer, Attention) and mixer.window is None for mixer in module.config.sublayers]
+        self.shapes = self._shapes(module.new_state(1, 1))
         self.program: Program | None = None
         self.snapshot: Snapshot | None = None
         self.bound: weakref.WeakKeyDictionary[State, Binding] = weakref.WeakKeyDictionary()  # of the last state only
@@ -64,13 +72,19 @@ class NativeRuntime:
     def __call__(self, tokens: Tensor, state: State, last_only: bool = False) -> Tensor:
         """Logits [B, L, V] (or [B, 1, V]) float32 of tokens [B, L]; continues and updates `state` in place.
 
-        Raises what the module raises, with the state unchanged, and runs the module itself for states that the library does
-        not know (16-bit floats other than bfloat16 in a scan).
+        Raises what the module raises, and UsageError for the state of another model, with the state unchanged. Runs the
+        module itself for what the library does not know: tokens that are no ids, to be refused, and states in other dtypes
+        than STATES and CACHES.
         """
+        with ALONE:
+            binding = self._binding(state, tokens.shape[-1] > 1 or 0 in state.position.tolist())
+            # The module says what does not fit.
+            if binding is not None and binding.fits(tokens, state) and self._are_ids(tokens):
+                return self._read(binding, tokens.long(), state, last_only)
+        return self.module(tokens, state, last_only=last_only).float()
+
+    def _read(self, binding: Binding, tokens: Tensor, state: State, last_only: bool) -> Tensor:
         B, L = tokens.shape
-        binding = self._binding(state, L > 1 or 0 in state.position.tolist())
-        if binding is None or not binding.fits(tokens, state):  # the module says what does not fit
-            return self.module(tokens, state, last_only=last_only).float()
         logits = torch.empty(B, 1 if last_only else L, self.module.config.padded_vocab_size)
         piece = max(1, binding.program.rows // B)
         for start in range(0, L, piece):
@@ -110,13 +124,13 @@ class NativeRuntime:
         found = self.bound.get(state)
         if found is None or not found.same(state):
             self.bound.clear()
-            dtypes = _dtypes(state)
+            dtypes = self._dtypes(state)
             if dtypes is None:
                 return None
             found = self.bound[state] = Binding(self._program(state.batch, dtypes), state)
         return found
 
-    def _program(self, B: int, dtypes: dict) -> Program:
+    def _program(self, B: int, dtypes: Dtypes) -> Program:
         """The program for this many texts and for states of these dtypes."""
         if self.program is None or self.program.dtypes != dtypes or self.program.rows < B:
             self.program = None  # before there is another one
@@ -124,18 +138,35 @@ class NativeRuntime:
             self.program = Program(self.module, max(ROWS, B), dtypes, self.precision)
         return self.program
 
+    def _are_ids(self, tokens: Tensor) -> bool:
+        if tokens.dtype not in (torch.int64, torch.int32) or not tokens.is_cpu or not tokens.numel():
+            return False
+        ids = tokens.numpy()  # which wakes none of torch's threads
+        return int(ids.min()) >= 0 and int(ids.max()) < self.module.config.padded_vocab_size
+
+    def _dtypes(self, state: State) -> Dtypes | None:
+        """Of the state's floats; None where the library does not know one of them. Raises UsageError for a state whose
+        tensors have other sizes than this model's, which the library would overrun."""
+        tensors = [state.position, *(tensor for memory in _memories(state) for tensor in memory.values())]
+        if self._shapes(state) != self.shapes or any(len(tensor) != state.batch for tensor in tensors):
+            raise UsageError("the state is of another model: what it remembers has other sizes than this model's memory")
+        found: Dtypes = {}
+        for index, memory in enumerate(state.memories):
+            for name, tensor in (memory or {}).items():
+                known = POSITIONS if name in ("position", "start") else STATES if name == "ssm" else CACHES
+                if tensor.dtype not in known or not tensor.is_contiguous() or not tensor.is_cpu:
+                    return None
+                if known is not POSITIONS:
+                    found[index, name] = tensor.dtype
+        return found
+
+    def _shapes(self, state: State) -> list[dict[str, torch.Size]]:
+        """Of one row of every memory; keys and values of full attention without their capacity."""
+        return [
+            {name: tensor.shape[2 if growing and name in ("k", "v") else 1 :] for name, tensor in (memory or {}).items()}
+            for memory, growing in zip(state.memories, self.growing, strict=True)
+        ]
+
 
 def _memories(state: State) -> list[dict[str, Tensor]]:
     return [memory for memory in state.memories if memory]
-
-
-def _dtypes(state: State) -> dict[tuple[int, str], torch.dtype] | None:
-    """Of the state's floats; None where the library does not know one of them."""
-    found = {}
-    for index, memory in enumerate(state.memories):
-        for name, tensor in (memory or {}).items():
-            if tensor.is_floating_point():
-                if tensor.dtype not in (STATES if name == "ssm" else CACHES) or not tensor.is_contiguous():
-                    return None
-                found[index, name] = tensor.dtype
-    return found
