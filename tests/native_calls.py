@@ -126,6 +126,12 @@ class Scan:
         return torch.cat(pieces, 1), state
 
 
+def quantised(x):
+    """Codes [.., P] and scales [..] of rows: the largest size is code 127."""
+    scales = x.abs().amax(-1) / 127
+    return (x / scales.where(scales > 0, 1)[..., None]).round().to(torch.int8), scales
+
+
 class Attend:
     """A random text of attention: what was read before fills the caches, L new tokens follow."""
 
@@ -144,31 +150,47 @@ class Attend:
         self.q = draw.rows(B, L, self.H * P)
         self.k, self.v = draw.rows(B, L, Hkv * P), draw.rows(B, L, Hkv * P)
         self.scale = draw.choice([P**-0.5, 1.7])
-        self.dtype = dtype or draw.choice(list(DTYPES))
-        self.old = draw.values(2, B, total, Hkv, P).to(self.dtype)  # by position; those read before count
+        self.dtype = dtype or draw.choice([*DTYPES, torch.int8])
+        old = draw.values(2, B, total, Hkv, P)  # by position; those read before count
+        self.old, self.old_scales = quantised(old) if self.dtype == torch.int8 else (old.to(self.dtype), None)
 
     def caches(self):
-        """The caches after the tokens read before; what never was written must not matter."""
-        caches = torch.full((2, self.B, self.slots, self.Hkv, self.P), torch.nan, dtype=self.dtype)
+        """The caches after the tokens read before, and their scales; what never was written must not matter."""
+        unwritten = 99 if self.dtype == torch.int8 else torch.nan
+        caches = torch.full((2, self.B, self.slots, self.Hkv, self.P), unwritten, dtype=self.dtype)
+        scales = torch.full((2, self.B, self.slots, self.Hkv), torch.nan)
         for b, read in enumerate(self.position.tolist()):
             at = torch.arange(max(0, read - self.slots), read)
             caches[:, b, at % self.slots] = self.old[:, b, at]
-        return caches
+            if self.old_scales is not None:
+                scales[:, b, at % self.slots] = self.old_scales[:, b, at]
+        return caches, scales
+
+    def remembered(self, new):
+        """Keys or values [B, L, Hkv P] as they come back out of a cache, and as they lie there: [B, L, Hkv, P]."""
+        new = new.reshape(self.B, self.L, self.Hkv, self.P)
+        if self.dtype != torch.int8:
+            return new.to(self.dtype).double(), new.to(self.dtype)
+        codes, scales = quantised(new)
+        return codes.double() * scales.double()[..., None], codes
 
     def expected(self):
         B, L = self.B, self.L
         total = self.old.shape[2]
-        text = self.old.double().clone()  # keys and values by position
-        for b, read in enumerate(self.position.tolist()):
-            for i, new in enumerate((self.k, self.v)):
-                text[i, b, read : read + L] = new[b].to(self.dtype).double().view(L, self.Hkv, self.P)
+        text, held = self.old.double().clone(), self.old.clone()  # keys and values by position; as they lie in the caches
+        if self.old_scales is not None:
+            text *= self.old_scales.double()[..., None]
+        for i, new in enumerate((self.k, self.v)):
+            values, codes = self.remembered(new)
+            for b, read in enumerate(self.position.tolist()):
+                text[i, b, read : read + L], held[i, b, read : read + L] = values[b], codes[b]
         last = self.position[:, None] + torch.arange(L)
         first, at = self.start[:, None].expand(B, L), torch.arange(total).expand(B, total)
         q = self.q.double().view(B, L, self.H, self.P)
-        return reference.attend(q, *text, first, last, at, self.scale, self.window or None).flatten(2), text
+        return reference.attend(q, *text, first, last, at, self.scale, self.window or None).flatten(2), held
 
     def run(self, library, cuts=()):
-        caches, pieces = self.caches(), []
+        (caches, scales), pieces = self.caches(), []
         for begin, end in zip([0, *cuts], [*cuts, self.L], strict=True):
             q, k, v = self.q, self.k, self.v
             if cuts:
@@ -177,7 +199,7 @@ class Attend:
             library.attend(
                 q, stride(q), k, stride(k), v, stride(v), y, stride(y), self.B, end - begin, self.H, self.Hkv, self.P,
                 self.slots, self.window, self.scale, self.position + begin, self.start, *caches,
-                DTYPES[self.dtype],
+                (DTYPES | {torch.int8: 3})[self.dtype], *scales,
             )  # fmt: skip
             pieces.append(y)
         return torch.cat(pieces, 1), caches

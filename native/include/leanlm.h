@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-typedef enum { LEANLM_F32 = 0, LEANLM_BF16 = 1, LEANLM_F16 = 2 } leanlm_dtype;
+typedef enum { LEANLM_F32 = 0, LEANLM_BF16 = 1, LEANLM_F16 = 2, LEANLM_I8 = 3 } leanlm_dtype;
 typedef enum { LEANLM_FLOAT = 0, LEANLM_GROUPED = 1, LEANLM_TERNARY = 2 } leanlm_kind;
 typedef enum { LEANLM_EXACT = 0, LEANLM_INT8 = 1 } leanlm_precision; /* of the activations that integers are multiplied with */
 
@@ -70,7 +70,7 @@ typedef enum {
 int leanlm_activate(int32_t kind, const float *x, int64_t x_stride, const float *z, int64_t z_stride, const float *bias, float *y,
                     int64_t y_stride, int64_t M, int64_t D);
 
-/* Causal depthwise convolution over the tokens of each text, in place on x [M, C] (ops.conv): taps weight [C, K] (last tap: the
+/* Causal depthwise convolution over the tokens of each text, in place on x [M, C] (ops.conv): taps weight [K, C] (last row: the
  * current token), bias [C] or NULL, tail [B, C, K - 1] of `dtype`, newest last, updated; silu afterwards where `silu`. */
 int leanlm_conv(float *x, int64_t x_stride, int64_t B, int64_t L, int64_t C, int32_t K, const float *weight, const float *bias,
                 void *tail, int32_t dtype, int32_t silu);
@@ -100,10 +100,13 @@ int leanlm_rotate(float *x, int64_t x_stride, int64_t B, int64_t L, int32_t head
 /* Attention of L new tokens per text (model/attention.py): writes k, v [M, Hkv P] into the caches k_cache, v_cache
  * [B, slots, Hkv, P] of `dtype` at slot (position mod slots), and y [M, H P] = softmax(scale q . k) v over the keys from
  * start[b] to the token itself, of these only the newest `window` (0: all). position [B] is the number of tokens read before; not
- * updated here. With several tokens and a ring (window) the new keys that would overwrite old ones still seen are handled. */
+ * updated here. With several tokens and a ring (window) the new keys that would overwrite old ones still seen are handled.
+ * LEANLM_I8 (caches alone have it): codes c of the values c scale, one scale per row of P, largest size / 127, in k_scales and
+ * v_scales [B, slots, Hkv]; otherwise these are not used. */
 int leanlm_attend(const float *q, int64_t q_stride, const float *k, int64_t k_stride, const float *v, int64_t v_stride, float *y,
                   int64_t y_stride, int64_t B, int64_t L, int32_t H, int32_t Hkv, int32_t P, int64_t slots, int64_t window,
-                  float scale, const int64_t *position, const int64_t *start, void *k_cache, void *v_cache, int32_t dtype);
+                  float scale, const int64_t *position, const int64_t *start, void *k_cache, void *v_cache, int32_t dtype,
+                  float *k_scales, float *v_scales);
 
 /* A program: a model lowered to steps over fixed buffers. Every step does for the B L rows of a call what the function of its
  * name does; `slot`s are indices into the call's table of state tensors. */
@@ -147,6 +150,7 @@ typedef struct {
     leanlm_rows q, k, v, y;
     int64_t slots, window;
     int32_t H, Hkv, P, dtype, k_slot, v_slot, position_slot, start_slot; /* positions go on by L tokens afterwards */
+    int32_t k_scale_slot, v_scale_slot;                                  /* LEANLM_I8; else -1 */
     float scale;
 } leanlm_attend_step;
 

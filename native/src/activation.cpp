@@ -7,13 +7,28 @@ namespace {
 
 constexpr int64_t TASK_VALUES = 4096; /* worth waking a thread for */
 
-LEANLM_INLINE Vec activated(int32_t kind, const float *x, const float *z, const float *bias, int64_t n) {
-    const Vec v = load_up_to(x, n);
-    if (kind == LEANLM_GELU) return gelu(v);
-    if (kind == LEANLM_SILU) return silu(v);
-    const Vec other = load_up_to(z, n);
-    if (kind == LEANLM_SILU_MUL) return silu(v) * other;
-    return v * silu(bias ? other + load_up_to(bias, n) : other);
+/* V vectors, of the last of which n values count. */
+template <int V>
+LEANLM_INLINE void activate_vectors(int32_t kind, const float *x, const float *z, const float *bias, float *y, int64_t n) {
+    const auto read = [&](const float *from, int v) { return load_up_to(from + v * W, v == V - 1 ? n : W); };
+    Vec gates[V];
+    for (int v = 0; v < V; v++) gates[v] = read(kind == LEANLM_MUL_SILU ? z : x, v);
+    if (kind == LEANLM_MUL_SILU && bias)
+        for (int v = 0; v < V; v++) gates[v] += read(bias, v);
+    if (kind == LEANLM_GELU)
+        for (int v = 0; v < V; v++) gates[v] = gelu(gates[v]);
+    else
+        silus(gates);
+    if (kind == LEANLM_SILU_MUL || kind == LEANLM_MUL_SILU)
+        for (int v = 0; v < V; v++) gates[v] *= read(kind == LEANLM_MUL_SILU ? x : z, v);
+    for (int v = 0; v < V; v++) store_up_to(y + v * W, gates[v], v == V - 1 ? n : W);
+}
+
+void activate_row(int32_t kind, const float *x, const float *z, const float *bias, float *y, int64_t D) {
+    const auto from = [](const float *at, int64_t i) { return at ? at + i : at; };
+    int64_t i = 0;
+    for (; i + 4 * W <= D; i += 4 * W) activate_vectors<4>(kind, x + i, from(z, i), from(bias, i), y + i, W);
+    for (; i < D; i += W) activate_vectors<1>(kind, x + i, from(z, i), from(bias, i), y + i, D - i);
 }
 
 } // namespace
@@ -27,10 +42,8 @@ int activate(int32_t kind, const float *x, int64_t x_stride, const float *z, int
         const int64_t rows = task / pieces * share, begin = task % pieces * TASK_VALUES;
         const int64_t end = begin + TASK_VALUES < D ? begin + TASK_VALUES : D;
         for (int64_t m = rows; m < rows + share && m < M; m++)
-            for (int64_t i = begin; i < end; i += W)
-                store_up_to(y + m * y_stride + i,
-                            activated(kind, x + m * x_stride + i, z ? z + m * z_stride + i : z, bias ? bias + i : bias, end - i),
-                            end - i);
+            activate_row(kind, x + m * x_stride + begin, z ? z + m * z_stride + begin : z, bias ? bias + begin : bias,
+                         y + m * y_stride + begin, end - begin);
     });
     return 0;
 }

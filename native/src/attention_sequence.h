@@ -9,11 +9,11 @@ namespace leanlm::LEANLM_NAMESPACE {
 
 constexpr int64_t ROWS = 256; /* queries of a span, tokens times the heads that share a key */
 
-/* The new keys and values [B, L, Hkv, P] where they cannot go into the caches yet, as earlier tokens still see what they
+/* The new keys and values [B L, Hkv, P] where they cannot go into the caches yet, as earlier tokens still see what they
  * overwrite; null where they are there. */
 template <class T>
 struct Fresh {
-    T *keys, *values;
+    Cache<T> keys, values;
 };
 
 /* A thread's view of one key/value head, `tokens` of one text and one block of keys. */
@@ -39,15 +39,24 @@ struct Span {
 template <class T>
 void read_keys(const Attention<T> &s, const Fresh<T> &fresh, int64_t b, int64_t g, int64_t at, int64_t count, const Span &span) {
     const int64_t width = padded(s.P);
-    const auto row = [&](const T *cache, const T *recent, int64_t i) {
+    const auto head = [&](const Cache<T> &cache, const Cache<T> &recent, int64_t i) {
         const int64_t old = s.position[b] - (at + i);
-        return (recent && old <= 0 ? recent + (b * s.L - old) * s.Hkv * s.P : cache + s.place(b, at + i)) + g * s.P;
+        const bool new_one = recent.at && old <= 0;
+        const Cache<T> &from = new_one ? recent : cache;
+        const int64_t place = (new_one ? b * s.L - old : s.row(b, at + i)) * s.Hkv + g;
+        return Cache<T>{from.at + place * s.P, from.scales_from(place)};
     };
-    transpose_rows([&](int64_t i) { return row(s.keys, fresh.keys, i); }, count, s.P, span.keys, KEYS, KEYS);
+    transpose_rows([&](int64_t i) { return head(s.keys, fresh.keys, i).at; }, count, s.P, span.keys, KEYS, KEYS);
+    if constexpr (Cache<T>::scaled) {
+        float scales[KEYS] = {};
+        for (int64_t i = 0; i < count; i++) scales[i] = *head(s.keys, fresh.keys, i).scales;
+        for (int64_t i = 0; i < s.P * KEYS; i += W) store(span.keys + i, load(span.keys + i) * load(scales + i % KEYS));
+    }
     for (int64_t i = 0; i < count; i++) {
-        const T *from = row(s.values, fresh.values, i);
+        const Cache<T> from = head(s.values, fresh.values, i);
+        const float scale = Cache<T>::scaled ? *from.scales : 1.0f;
         for (int64_t p = 0; p < width; p += W)
-            store(span.values + i * width + p, p < s.P ? load_up_to(from + p, s.P - p) : zeros());
+            store(span.values + i * width + p, p < s.P ? load_up_to(from.at + p, s.P - p) * scale : zeros());
     }
 }
 
@@ -59,17 +68,12 @@ LEANLM_INLINE float weigh(float *scores, int64_t count, int64_t begin, int64_t e
         return 1;
     }
     for (int64_t i = 0; i < begin; i++) scores[i] = LOWEST;
-    for (int64_t i = end; i < count || i % W; i++) scores[i] = LOWEST;
-    Vec high = splat(peak), added = zeros();
+    for (int64_t i = end; i < count || i % (4 * W); i++) scores[i] = LOWEST;
+    Vec high = splat(peak);
     for (int64_t i = 0; i < count; i += W) high = at_least(high, load(scores + i));
     const float raised = largest(high), correction = exp(splat(peak - raised))[0];
-    for (int64_t i = 0; i < count; i += W) {
-        const Vec weight = exp(load(scores + i) - raised);
-        store(scores + i, weight);
-        added += weight;
-    }
     peak = raised;
-    total = total * correction + sum(added);
+    total = total * correction + exps_below(scores, count, raised);
     return correction;
 }
 
@@ -122,28 +126,43 @@ void attend_span(const Attention<T> &s, const Fresh<T> &fresh, int64_t b, int64_
     }
 }
 
+/* All tokens into memory of their own. */
+template <class T>
+Fresh<T> set_aside(const Attention<T> &s) {
+    const int64_t heads = s.B * s.L * s.Hkv, values = heads * s.P;
+    float *scales = workspace(Workspace::Carried, 2 * heads + 2 * values);
+    T *at = reinterpret_cast<T *>(scales + 2 * heads);
+    const Fresh<T> fresh{{at, scales}, {at + values, scales + heads}};
+    parallel_for(s.B * s.L, [&](int64_t m) {
+        const int64_t place = m * s.Hkv;
+        write_row(s.k + m * s.k_stride, fresh.keys.at + place * s.P, fresh.keys.scales_from(place), s.Hkv, s.P);
+        write_row(s.v + m * s.v_stride, fresh.values.at + place * s.P, fresh.values.scales_from(place), s.Hkv, s.P);
+    });
+    return fresh;
+}
+
+/* The tokens from t on of every text into the caches. */
+template <class T>
+void remember_from(const Attention<T> &s, int64_t t) {
+    const int64_t count = s.L - t;
+    parallel_for(s.B * count, [&](int64_t task) { remember(s, task / count, t + task % count, t + task % count + 1); });
+}
+
 template <class T>
 void attend_sequence(const Attention<T> &s) {
     bool overwrites = false;
     for (int64_t b = 0; b < s.B; b++) overwrites |= s.position[b] + s.L > s.slots;
-    Fresh<T> fresh{nullptr, nullptr};
-    const int64_t row = s.Hkv * s.P, M = s.B * s.L;
-    if (overwrites) {
-        fresh.keys = reinterpret_cast<T *>(workspace(Workspace::Carried, 2 * M * row));
-        fresh.values = fresh.keys + M * row;
-        parallel_for(M, [&](int64_t m) {
-            narrow_row(s.k + m * s.k_stride, fresh.keys + m * row, row);
-            narrow_row(s.v + m * s.v_stride, fresh.values + m * row, row);
-        });
-    } else {
-        remember(s, 0, s.L);
-    }
+    Fresh<T> fresh{};
+    if (overwrites)
+        fresh = set_aside(s);
+    else
+        remember_from(s, 0);
     const int64_t tokens = most(ROWS / s.sharing(), TILE_ROWS), spans = (s.L + tokens - 1) / tokens;
     parallel_for(s.B * s.Hkv * spans, [&](int64_t task) {
         const int64_t t = task % spans * tokens, g = task / spans % s.Hkv, b = task / spans / s.Hkv;
         attend_span(s, fresh, b, g, t, least(tokens, s.L - t));
     });
-    if (overwrites) remember(s, most(0, s.L - s.slots), s.L);
+    if (overwrites) remember_from(s, most(0, s.L - s.slots));
 }
 
 } // namespace leanlm::LEANLM_NAMESPACE

@@ -3,23 +3,21 @@
 #pragma once
 
 #include "attention.h"
+#include "transpose.h"
 
 namespace leanlm::LEANLM_NAMESPACE {
 
-constexpr int64_t NEAR = 8; /* keys that all heads look at before the next ones */
+constexpr int64_t NEAR = 8;      /* keys that all heads look at before the next ones */
+constexpr int64_t FEW_KEYS = 128; /* of these, blocks are halves */
+constexpr int64_t ALONE = 8192;   /* values that one thread combines faster than several */
 
-/* In place: scores [n] to exp(scores - their largest), zeros up to whole vectors; returns the largest and the sum. */
+/* In place: scores [n] to exp(scores - their largest), zeros up to four whole vectors; gives the largest and the sum. */
 LEANLM_INLINE void soften(float *scores, int64_t n, float &peak, float &total) {
-    for (int64_t i = n; i % W; i++) scores[i] = LOWEST;
-    Vec high = splat(LOWEST), sums = zeros();
+    Vec high = splat(LOWEST);
+    for (int64_t i = n; i % (4 * W); i++) scores[i] = LOWEST;
     for (int64_t i = 0; i < n; i += W) high = at_least(high, load(scores + i));
     peak = largest(high);
-    for (int64_t i = 0; i < n; i += W) {
-        const Vec weight = exp(load(scores + i) - peak);
-        store(scores + i, weight);
-        sums += weight;
-    }
-    total = sum(sums);
+    total = exps_below(scores, n, peak);
 }
 
 /* What one block of keys adds up to for every head: exp-weighted values [H, padded P], largest score and sum of weights [H]. */
@@ -35,14 +33,17 @@ template <int R, class T>
 LEANLM_INLINE void score_tile(const T *const *keys, const float *q, int64_t q_stride, int64_t P, float *scores) {
     constexpr int J = 8 / R;
     Vec products[8] = {};
-    for (int64_t p = 0; p < P; p += W) {
+    const auto add = [&](int64_t p, auto read) {
         Vec key[J];
-        for (int j = 0; j < J; j++) key[j] = load_up_to(keys[j] + p, P - p);
+        for (int j = 0; j < J; j++) key[j] = read(keys[j] + p);
         for (int r = 0; r < R; r++) {
             const Vec query = load(q + r * q_stride + p);
             for (int j = 0; j < J; j++) products[r * J + j] = fma(key[j], query, products[r * J + j]);
         }
-    }
+    };
+    int64_t p = 0;
+    for (; p + W <= P; p += W) add(p, [](const T *from) { return load(from); });
+    if (p < P) add(p, [&](const T *from) { return load_some(from, P - p); });
     float out[8];
     sums(products, out);
     for (int r = 0; r < R; r++)
@@ -103,49 +104,67 @@ LEANLM_INLINE void fetch_tile(const T *from, int64_t g, int64_t P) {
     for (int64_t byte = 0; byte < NEAR * P * int64_t(sizeof(T)); byte += 64) fetch(from + g * NEAR * P, byte);
 }
 
-/* All heads of the query row q over `count` keys that lie at keys[0 ..] and values[0 ..]. */
+/* scores[h, j] times the scale of head h's key (or value) j. */
 template <class T>
-void attend_block(const Attention<T> &s, const float *q, const T *keys, const T *values, int64_t count, const Partial &out) {
-    const int64_t width = padded(s.P), row = s.Hkv * s.P, sharing = s.sharing();
-    float *queries = workspace(Workspace::Own, s.H * (width + KEYS)), *scores = queries + s.H * width;
+LEANLM_INLINE void apply_scales(const Attention<T> &s, const float *scales, int64_t count, float *scores, float *transposed) {
+    if constexpr (!Cache<T>::scaled) return;
+    transpose_rows([&](int64_t j) { return scales + j * s.Hkv; }, count, s.Hkv, transposed, KEYS, KEYS);
+    for (int64_t h = 0; h < s.H; h++)
+        for (int64_t j = 0; j < count; j += W)
+            store(scores + h * KEYS + j, load(scores + h * KEYS + j) * load(transposed + h / s.sharing() * KEYS + j));
+}
+
+/* All heads of the query row q over `count` keys, which lie at `row` and after it in the caches. */
+template <class T>
+void attend_block(const Attention<T> &s, const float *q, int64_t row, int64_t count, const Partial &out) {
+    const int64_t width = padded(s.P), size = s.Hkv * s.P, sharing = s.sharing();
+    const T *keys = s.keys.at + row * size, *values = s.values.at + row * size;
+    float *queries = workspace(Workspace::Own, s.H * (width + KEYS) + s.Hkv * KEYS);
+    float *scores = queries + s.H * width, *transposed = scores + s.H * KEYS;
     for (int64_t h = 0; h < s.H; h++)
         for (int64_t p = 0; p < s.P; p += W) store(queries + h * width + p, load_up_to(q + h * s.P + p, s.P - p) * s.scale);
     memset(out.values, 0, s.H * width * sizeof(float));
     for (int64_t j = 0; j < count; j += NEAR)
         for (int64_t g = 0; g < s.Hkv; g++) {
             const T *near[NEAR]; /* the last one again where there are fewer */
-            for (int64_t i = 0; i < NEAR; i++) near[i] = keys + least(j + i, count - 1) * row + g * s.P;
-            fetch_tile(keys + (j + NEAR) * row, g, s.P);
+            for (int64_t i = 0; i < NEAR; i++) near[i] = keys + least(j + i, count - 1) * size + g * s.P;
+            fetch_tile(j + NEAR < count ? keys + (j + NEAR) * size : values, g, s.P);
             score_heads<8>(near, queries + g * sharing * width, width, s.P, sharing, scores + g * sharing * KEYS + j);
         }
+    apply_scales(s, s.keys.scales_from(row * s.Hkv), count, scores, transposed);
     for (int64_t h = 0; h < s.H; h++) soften(scores + h * KEYS, count, out.peaks[h], out.totals[h]);
+    apply_scales(s, s.values.scales_from(row * s.Hkv), count, scores, transposed);
     for (int64_t j = 0; j < count; j += NEAR)
         for (int64_t g = 0; g < s.Hkv; g++) {
-            fetch_tile(values + (j + NEAR) * row, g, s.P);
-            value_heads<8>(values + j * row + g * s.P, row, least(NEAR, count - j), s.P, sharing, scores + g * sharing * KEYS + j,
-                           out.values + g * sharing * width, width);
+            fetch_tile(j + NEAR < count ? values + (j + NEAR) * size : keys + count * size, g, s.P);
+            value_heads<8>(values + j * size + g * s.P, size, least(NEAR, count - j), s.P, sharing,
+                           scores + g * sharing * KEYS + j, out.values + g * sharing * width, width);
         }
 }
 
-/* y of one head from the partial results of its blocks. */
-inline void combine(const float *partials, int64_t blocks, int64_t H, int64_t P, int64_t h, float *y) {
+/* y of one head from the partial results of its blocks, whose peaks become weights. */
+inline void combine(float *partials, int64_t blocks, int64_t H, int64_t P, int64_t h, float *y) {
     const int64_t width = padded(P), size = Partial::size(H, P);
-    const auto block = [&](int64_t i) { return Partial(const_cast<float *>(partials) + i * size, H, P); };
+    const auto block = [&](int64_t i) { return Partial(partials + i * size, H, P); };
     float peak = LOWEST, total = 0;
     for (int64_t i = 0; i < blocks; i++) peak = block(i).peaks[h] > peak ? block(i).peaks[h] : peak;
-    for (int64_t i = 0; i < blocks; i++) total += exp(splat(block(i).peaks[h] - peak))[0] * block(i).totals[h];
     for (int64_t i = 0; i < blocks; i++) {
-        const float weight = exp(splat(block(i).peaks[h] - peak))[0] / total;
-        for (int64_t p = 0; p < P; p += W) {
-            const Vec before = i ? load_up_to(y + p, P - p) : zeros();
-            store_up_to(y + p, fma(load(block(i).values + h * width + p), splat(weight), before), P - p);
-        }
+        float &weight = block(i).peaks[h];
+        weight = exp(splat(weight - peak))[0];
+        total += weight * block(i).totals[h];
+    }
+    for (int64_t p = 0; p < P; p += W) {
+        Vec sum = zeros();
+        for (int64_t i = 0; i < blocks; i++) sum = fma(load(block(i).values + h * width + p), splat(block(i).peaks[h]), sum);
+        store_up_to(y + p, sum / total, P - p);
     }
 }
 
-/* The keys a token sees, as they lie in the slots: one run, or two around the end of a ring. */
+/* The keys a token sees, as they lie in the slots: one run, or two around the end of a ring; and their blocks, which are smaller
+ * where there are few keys, for threads to share them. */
 struct Runs {
     int64_t begin, first, second; /* slots begin .. begin + first - 1, then 0 .. second - 1 */
+    int64_t size;                 /* of a block */
 
     template <class T>
     Runs(const Attention<T> &s, int64_t b, int64_t at) {
@@ -153,19 +172,20 @@ struct Runs {
         begin = from % s.slots;
         first = least(count, s.slots - begin);
         second = count - first;
+        size = count > FEW_KEYS ? KEYS : least(KEYS, (count / 2 + NEAR) / NEAR * NEAR);
     }
 
-    int64_t blocks() const { return (first + KEYS - 1) / KEYS + (second + KEYS - 1) / KEYS; }
+    int64_t blocks() const { return (first + size - 1) / size + (second + size - 1) / size; }
 
-    /* The slots of block i. */
+    /* The slots of block i; the newest key is the last one's last. */
     void block(int64_t i, int64_t &slot, int64_t &count) const {
-        const int64_t before = (first + KEYS - 1) / KEYS;
-        slot = i < before ? begin + i * KEYS : (i - before) * KEYS;
-        count = least(KEYS, (i < before ? begin + first : second) - slot);
+        const int64_t before = (first + size - 1) / size;
+        slot = i < before ? begin + i * size : (i - before) * size;
+        count = least(size, (i < before ? begin + first : second) - slot);
     }
 };
 
-/* Token t of every text, already in the caches. */
+/* Token t of every text, written into the caches by the task that reads it there. */
 template <class T>
 void attend_token(const Attention<T> &s, int64_t t) {
     const int64_t size = Partial::size(s.H, s.P);
@@ -176,16 +196,18 @@ void attend_token(const Attention<T> &s, int64_t t) {
         const int64_t b = task / blocks, i = task % blocks;
         const Runs runs(s, b, s.position[b] + t);
         if (i >= runs.blocks()) return;
+        if (i == runs.blocks() - 1) remember(s, b, t, t + 1);
         int64_t slot, count;
         runs.block(i, slot, count);
-        const int64_t place = (b * s.slots + slot) * s.Hkv * s.P;
-        attend_block(s, s.q + (b * s.L + t) * s.q_stride, s.keys + place, s.values + place, count,
-                     Partial(partials + task * size, s.H, s.P));
+        attend_block(s, s.q + (b * s.L + t) * s.q_stride, b * s.slots + slot, count, Partial(partials + task * size, s.H, s.P));
     });
-    parallel_for(s.B * s.Hkv, [&](int64_t task) {
-        const int64_t b = task / s.Hkv, g = task % s.Hkv, heads = Runs(s, b, s.position[b] + t).blocks();
-        for (int64_t h = g * s.sharing(); h < (g + 1) * s.sharing(); h++)
-            combine(partials + b * blocks * size, heads, s.H, s.P, h, s.y + (b * s.L + t) * s.y_stride + h * s.P);
+    const int64_t share = most(1, ALONE / (blocks * padded(s.P))); /* heads of a task */
+    parallel_for((s.B * s.H + share - 1) / share, [&](int64_t task) {
+        for (int64_t row = task * share; row < least((task + 1) * share, s.B * s.H); row++) {
+            const int64_t b = row / s.H, h = row % s.H;
+            combine(partials + b * blocks * size, Runs(s, b, s.position[b] + t).blocks(), s.H, s.P, h,
+                    s.y + (b * s.L + t) * s.y_stride + h * s.P);
+        }
     });
 }
 

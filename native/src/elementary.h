@@ -15,34 +15,60 @@ constexpr float ROUNDER = 0x1.8p23f; /* x + ROUNDER - ROUNDER: x rounded to an i
 /* x 2^n where the low bits of `shifted` (an n + ROUNDER) hold n and the result is normal. */
 LEANLM_INLINE Vec times_power(Vec x, Vec shifted) { return from_bits(bits_of(x) + (bits_of(shifted) << 23)); }
 
-/* 2^x for x <= 127; below 2^-126 it stays there. */
-LEANLM_INLINE Vec exp2_of_negative(Vec x) {
-    x = at_least(x, splat(-126.0f));
-    const Vec shifted = x + ROUNDER;
-    const Vec r = x - (shifted - ROUNDER); /* -1/2 .. 1/2 */
-    Vec q = fma(r, splat(0.00133347884f), splat(0.00966616068f));
-    q = fma(q, r, splat(0.0555049665f));
-    q = fma(q, r, splat(0.240223527f));
-    q = fma(q, r, splat(0.693147123f));
-    return times_power(fma(q, r, splat(1.0f)), shifted);
+/* 2^x of N vectors in place, for x <= 127; below 2^-126 it stays there. Operation by operation: a vector alone leaves the units
+ * waiting for each result. */
+template <int N>
+LEANLM_INLINE void exp2s_of_negative(Vec (&x)[N]) {
+    Vec shifted[N], q[N];
+    for (int i = 0; i < N; i++) x[i] = at_least(x[i], splat(-126.0f));
+    for (int i = 0; i < N; i++) shifted[i] = x[i] + ROUNDER;
+    for (int i = 0; i < N; i++) x[i] -= shifted[i] - ROUNDER; /* -1/2 .. 1/2 */
+    for (int i = 0; i < N; i++) q[i] = fma(x[i], splat(0.00133347884f), splat(0.00966616068f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], x[i], splat(0.0555049665f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], x[i], splat(0.240223527f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], x[i], splat(0.693147123f));
+    for (int i = 0; i < N; i++) x[i] = times_power(fma(q[i], x[i], splat(1.0f)), shifted[i]);
 }
 
-/* e^x; 0 below -87.33, infinite above 88.72. */
+/* e^x of N vectors in place. 0 below -87.33, infinite above 88.72. */
+template <int N>
+LEANLM_INLINE void exps(Vec (&x)[N]) {
+    Vec shifted[N], r[N], q[N];
+    for (int i = 0; i < N; i++) r[i] = at_most(at_least(x[i], splat(-87.33f)), splat(88.7228f));
+    for (int i = 0; i < N; i++) shifted[i] = fma(r[i], splat(LOG2_E), splat(ROUNDER));
+    for (int i = 0; i < N; i++) q[i] = shifted[i] - ROUNDER;
+    for (int i = 0; i < N; i++) r[i] = fma(q[i], splat(-0x1.62e4p-1f), r[i]); /* x - n log 2; this product is exact */
+    for (int i = 0; i < N; i++) r[i] = fma(q[i], splat(-1.42860682e-6f), r[i]);
+    for (int i = 0; i < N; i++) q[i] = fma(r[i], splat(0.00139023748f), splat(0.00836311746f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], r[i], splat(0.0416668393f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], r[i], splat(0.166665778f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], r[i], splat(0.5f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], r[i] * r[i], r[i]);
+    for (int i = 0; i < N; i++) q[i] = times_power(q[i] + 1.0f, shifted[i]);
+    for (int i = 0; i < N; i++) q[i] = x[i] < -87.33f ? zeros() : q[i];
+    for (int i = 0; i < N; i++) x[i] = x[i] > 88.7228f ? splat(__builtin_inff()) : q[i];
+}
+
 LEANLM_INLINE Vec exp(Vec x) {
-    const Vec bounded = at_most(at_least(x, splat(-87.33f)), splat(88.7228f));
-    const Vec shifted = fma(bounded, splat(LOG2_E), splat(ROUNDER));
-    const Vec n = shifted - ROUNDER;
-    const Vec r = fma(n, splat(-1.42860682e-6f), fma(n, splat(-0x1.62e4p-1f), bounded)); /* x - n log 2; the first product is exact */
-    Vec q = fma(r, splat(0.00139023748f), splat(0.00836311746f));
-    q = fma(q, r, splat(0.0416668393f));
-    q = fma(q, r, splat(0.166665778f));
-    q = fma(q, r, splat(0.5f));
-    Vec y = times_power(fma(q, r * r, r) + 1.0f, shifted);
-    y = x < -87.33f ? zeros() : y;
-    return x > 88.7228f ? splat(__builtin_inff()) : y;
+    Vec one[1] = {x};
+    exps(one);
+    return one[0];
 }
 
-LEANLM_INLINE Vec silu(Vec x) { return x / (1.0f + exp(-x)); }
+/* x / (1 + e^-x) of N vectors in place. */
+template <int N>
+LEANLM_INLINE void silus(Vec (&x)[N]) {
+    Vec e[N];
+    for (int i = 0; i < N; i++) e[i] = -x[i];
+    exps(e);
+    for (int i = 0; i < N; i++) x[i] /= 1.0f + e[i];
+}
+
+LEANLM_INLINE Vec silu(Vec x) {
+    Vec one[1] = {x};
+    silus(one);
+    return one[0];
+}
 
 /* log(1 + e^x) = max(x, 0) + log(1 + u), u = e^-|x|; log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3. */
 LEANLM_INLINE Vec softplus(Vec x) {

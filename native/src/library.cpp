@@ -121,9 +121,10 @@ LEANLM_API int leanlm_rotate(float *x, int64_t x_stride, int64_t B, int64_t L, i
 LEANLM_API int leanlm_attend(const float *q, int64_t q_stride, const float *k, int64_t k_stride, const float *v,
                              int64_t v_stride, float *y, int64_t y_stride, int64_t B, int64_t L, int32_t H, int32_t Hkv,
                              int32_t P, int64_t slots, int64_t window, float scale, const int64_t *position,
-                             const int64_t *start, void *k_cache, void *v_cache, int32_t dtype) {
+                             const int64_t *start, void *k_cache, void *v_cache, int32_t dtype, float *k_scales,
+                             float *v_scales) {
     return chosen->kernels.attend(q, q_stride, k, k_stride, v, v_stride, y, y_stride, B, L, H, Hkv, P, slots, window, scale,
-                                  position, start, k_cache, v_cache, dtype);
+                                  position, start, k_cache, v_cache, dtype, k_scales, v_scales);
 }
 
 LEANLM_API double leanlm_read(const void *data, int64_t bytes) { return chosen->kernels.read(data, bytes); }

@@ -44,21 +44,22 @@ void layer_row(const float *x, float *y, int64_t D, const float *weight, const f
     }
 }
 
-void gated_row(float *y, const float *z, int64_t D, const float *weight, float eps, bool before) {
-    const float squares = total(D, [&](int64_t i, int64_t n) {
-        Vec v = load_up_to(y + i, n);
-        if (!before) {
-            v *= silu(load_up_to(z + i, n));
-            store_up_to(y + i, v, n);
-        }
-        return v * v;
-    });
-    const float scale = 1.0f / __builtin_sqrtf(squares / D + eps);
-    for (int64_t i = 0; i < D; i += W) {
-        Vec v = load_up_to(y + i, D - i) * scale * load_up_to(weight + i, D - i);
-        if (before) v *= silu(load_up_to(z + i, D - i));
-        store_up_to(y + i, v, D - i);
+/* y silu(z), in place. */
+void gate_row(float *y, const float *z, int64_t D) {
+    int64_t i = 0;
+    for (; i + 4 * W <= D; i += 4 * W) {
+        Vec gates[4];
+        for (int v = 0; v < 4; v++) gates[v] = load(z + i + v * W);
+        silus(gates);
+        for (int v = 0; v < 4; v++) store(y + i + v * W, gates[v] * load(y + i + v * W));
     }
+    for (; i < D; i += W) store_up_to(y + i, silu(load_up_to(z + i, D - i)) * load_up_to(y + i, D - i), D - i);
+}
+
+void gated_row(float *y, const float *z, int64_t D, const float *weight, float eps, bool before) {
+    if (!before) gate_row(y, z, D);
+    rms_row(y, y, D, weight, eps);
+    if (before) gate_row(y, z, D);
 }
 
 /* Deals `rows` of D values out to the threads. */

@@ -13,6 +13,9 @@ struct Call {
     bool last_only;
 
     template <typename T> T *memory(int32_t slot) const { return static_cast<T *>(memories[slot]); }
+
+    /* Of 8-bit keys or values; a slot below 0 where there are none. */
+    float *scales(int32_t slot) const { return slot < 0 ? nullptr : memory<float>(slot); }
 };
 
 bool head(const leanlm_head_step &s, const Call &c) {
@@ -27,7 +30,8 @@ bool attend(const leanlm_attend_step &s, const Call &c) {
     const int refused =
         leanlm_attend(s.q.data, s.q.stride, s.k.data, s.k.stride, s.v.data, s.v.stride, s.y.data, s.y.stride, c.B, c.L, s.H,
                       s.Hkv, s.P, s.slots, s.window, s.scale, position, c.memory<int64_t>(s.start_slot),
-                      c.memory<void>(s.k_slot), c.memory<void>(s.v_slot), s.dtype);
+                      c.memory<void>(s.k_slot), c.memory<void>(s.v_slot), s.dtype, c.scales(s.k_scale_slot),
+                      c.scales(s.v_scale_slot));
     for (int64_t b = 0; b < c.B; ++b) position[b] += c.L;
     return refused == 0;
 }

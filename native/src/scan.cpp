@@ -5,6 +5,8 @@
  * One or a few tokens: vectors along N, the state streamed once. More: vectors of channels, the states of a block of channels
  * transposed in the first cache while its tokens go by.
  */
+#include <type_traits>
+
 #include "elementary.h"
 #include "workspace.h"
 #include "threads.h"
@@ -35,18 +37,22 @@ struct Scan {
     }
 };
 
-/* One channel's state [N] after its token; its product with C. `rate`: dt log2(e). */
-template <class T>
-LEANLM_INLINE Vec step_channel(T *h, const float *A, int64_t N, float rate, float input, const float *Bm, const float *Cm) {
-    Vec product = zeros();
+/* The states [R, N] of R channels after their token; their products with C. `rates`: dt log2(e). */
+template <int R, class T>
+LEANLM_INLINE void step_channels(T *h, const float *A, int64_t N, const float *rates, const float *inputs, const float *Bm,
+                                 const float *Cm, Vec *products) {
     for (int64_t n = 0; n < N; n += W) {
         const int64_t left = N - n;
-        const Vec decay = exp2_of_negative(load_up_to(A + n, left) * rate);
-        const Vec state = fma(load_up_to(h + n, left), decay, input * load_up_to(Bm + n, left));
-        store_up_to(h + n, state, left);
-        product = fma(state, load_up_to(Cm + n, left), product);
+        const Vec b = load_up_to(Bm + n, left), c = load_up_to(Cm + n, left);
+        Vec decays[R];
+        for (int r = 0; r < R; r++) decays[r] = load_up_to(A + r * N + n, left) * rates[r];
+        exp2s_of_negative(decays);
+        for (int r = 0; r < R; r++) {
+            const Vec state = fma(load_up_to(h + r * N + n, left), decays[r], inputs[r] * b);
+            store_up_to(h + r * N + n, state, left);
+            products[r] = fma(state, c, products[r]);
+        }
     }
-    return product;
 }
 
 /* One token of the channels first .. first + count - 1; h is the first one's state. */
@@ -61,9 +67,14 @@ void step(const Scan &s, int64_t m, int64_t first, int64_t count, T *h) {
         store(inputs, dt * x);
         for (int64_t eight = 0; eight < W; eight += 8) {
             Vec products[8] = {};
-            for (int64_t j = eight; j < eight + 8 && j < n; j++)
-                products[j - eight] =
-                    step_channel(h + (i + j) * s.N, s.A + (channel + j) * s.N, s.N, rates[j], inputs[j], Bm, Cm);
+            const int64_t end = n < eight + 8 ? n : eight + 8;
+            const auto channels = [&](int64_t j, auto count) {
+                step_channels<count>(h + (i + j) * s.N, s.A + (channel + j) * s.N, s.N, rates + j, inputs + j, Bm, Cm,
+                                     products + j - eight);
+            };
+            int64_t j = eight;
+            for (; j + 4 <= end; j += 4) channels(j, std::integral_constant<int, 4>());
+            for (; j < end; j++) channels(j, std::integral_constant<int, 1>());
             sums(products, scanned + eight);
         }
         s.write(m, channel, n, load(scanned), x);
@@ -83,9 +94,11 @@ LEANLM_INLINE void scan_vectors(const Scan &s, int64_t m, int64_t channel, int64
     }
     for (int64_t n = 0; n < s.N; n++) {
         const Vec b = splat(Bm[n]), c = splat(Cm[n]);
+        Vec decays[V];
+        for (int v = 0; v < V; v++) decays[v] = dt[v] * load(A + n * BLOCK + v * W);
+        exp2s_of_negative(decays);
         for (int v = 0; v < V; v++) {
-            const Vec decay = exp2_of_negative(dt[v] * load(A + n * BLOCK + v * W));
-            const Vec state = fma(load(h + n * BLOCK + v * W), decay, inputs[v] * b);
+            const Vec state = fma(load(h + n * BLOCK + v * W), decays[v], inputs[v] * b);
             store(h + n * BLOCK + v * W, state);
             scanned[v] = fma(state, c, scanned[v]);
         }

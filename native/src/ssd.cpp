@@ -144,9 +144,15 @@ struct Chunk {
     Chunk(const Ssd &s, float *memory) : weights(memory), x(memory + Q * Q), scaled(x + Q * padded(s.P)) {}
 };
 
-/* exp(d[i]) for i < n rounded up to whole vectors; d holds that many. */
-LEANLM_INLINE void exps(float *d, int64_t n) {
-    for (int64_t i = 0; i < n; i += W) store(d + i, exp(load(d + i)));
+/* exp(d[i]) for i < n rounded up to four whole vectors; d holds that many. */
+LEANLM_INLINE void exps_of(float *d, int64_t n) {
+    static_assert(Q % (4 * W) == 0);
+    for (int64_t i = 0; i < n; i += 4 * W) {
+        Vec x[4];
+        for (int v = 0; v < 4; v++) x[v] = load(d + i + v * W);
+        exps(x);
+        for (int v = 0; v < 4; v++) store(d + i + v * W, x[v]);
+    }
 }
 
 void read_gates(const Ssd &s, int64_t m, int64_t h, int64_t tokens, Chunk &chunk) {
@@ -155,7 +161,7 @@ void read_gates(const Ssd &s, int64_t m, int64_t h, int64_t tokens, Chunk &chunk
     double total = 0;
     for (int64_t t = 0; t < tokens; t++) chunk.decay[t] = total += log_decay[t];
     for (int64_t t = 0; t < Q; t++) chunk.reach[t] = t < tokens ? static_cast<float>(chunk.decay[t]) : 0.0f;
-    exps(chunk.reach, tokens);
+    exps_of(chunk.reach, tokens);
     chunk.survival = chunk.reach[tokens - 1];
 }
 
@@ -163,7 +169,7 @@ void read_inputs(const Ssd &s, int64_t m, int64_t h, int64_t tokens, Chunk &chun
     const int64_t width = padded(s.P);
     float keep[Q] = {};
     for (int64_t t = 0; t < tokens; t++) keep[t] = static_cast<float>(chunk.decay[tokens - 1] - chunk.decay[t]);
-    exps(keep, tokens);
+    exps_of(keep, tokens);
     for (int64_t t = 0; t < tokens; t++) {
         const float *from = s.x + (m + t) * s.x_stride + h * s.P;
         for (int64_t p = 0; p < width; p += W) {
@@ -180,8 +186,9 @@ void weigh(int64_t tokens, const float *scores, Chunk &chunk) {
         float *row = chunk.weights + t * Q;
         const double decay = chunk.decay[t];
         for (int64_t i = 0; i <= t; i++) row[i] = static_cast<float>(decay - chunk.decay[i]);
-        for (int64_t i = t + 1; i % W; i++) row[i] = 0.0f;
-        for (int64_t i = 0; i <= t; i += W) store(row + i, exp(load(row + i)) * load(scores + t * Q + i) * load(chunk.dt + i));
+        for (int64_t i = t + 1; i % (4 * W); i++) row[i] = 0.0f;
+        exps_of(row, t + 1);
+        for (int64_t i = 0; i <= t; i += W) store(row + i, load(row + i) * load(scores + t * Q + i) * load(chunk.dt + i));
         for (int64_t i = t + 1; i < t + TILE_ROWS && i < Q; i++) row[i] = 0.0f;
     }
 }

@@ -35,6 +35,7 @@ typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint32_t Bits __attribute__((vector_size(4 * W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+typedef int8_t Bytes __attribute__((vector_size(W)));
 
 /* Values as they lie in memory. */
 struct BFloat16 {
@@ -42,6 +43,9 @@ struct BFloat16 {
 };
 struct Float16 {
     uint16_t bits;
+};
+struct Int8 {
+    int8_t value;
 };
 
 LEANLM_INLINE Vec splat(float x) { return x - Vec{}; }
@@ -172,6 +176,18 @@ LEANLM_INLINE Vec load(const BFloat16 *from) {
 
 LEANLM_INLINE Vec load(const Float16 *from) { return widen(from); }
 
+LEANLM_INLINE Vec load(const Int8 *from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
+#else
+    Bytes bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vec);
+#endif
+}
+
 LEANLM_INLINE void store(float *to, Vec x) { memcpy(to, &x, sizeof x); }
 
 /* The upper half of every value. */
@@ -195,6 +211,12 @@ LEANLM_INLINE void store(BFloat16 *to, Vec x) {
 }
 
 LEANLM_INLINE void store(Float16 *to, Vec x) { narrow(x, to); }
+
+/* Of values that are integers already. */
+LEANLM_INLINE void store(Int8 *to, Vec x) {
+    const Bytes bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), Bytes);
+    memcpy(to, &bytes, sizeof bytes);
+}
 
 /* The first n < W values, zeros after them. */
 template <class T>

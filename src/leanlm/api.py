@@ -74,6 +74,11 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def as_cache_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """`as_dtype`, or int8: what keys and values may be held in."""
+    return torch.int8 if dtype in ("int8", torch.int8) else as_dtype(dtype)
+
+
 def as_device(device: torch.device | str) -> torch.device:
     """A device of this machine. Raises UsageError for one it has not."""
     try:
@@ -139,12 +144,27 @@ class Model:
         hidden = {f"hidden.{i}": stream for i, stream in enumerate(streams)}
         return {**hidden, "hidden.final": final, "logits": self.module.logits(final)}
 
-    def new_state(self, batch: int = 1, capacity: int | None = None, dtype: torch.dtype | str | None = None) -> State:
-        """An empty state for `batch` texts. `capacity` is the tokens that full attention can remember (default: the
-        model's context length), `dtype` that of recurrent states (default float32) and of keys and values (the model's)."""
+    def new_state(
+        self,
+        batch: int = 1,
+        capacity: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        cache_dtype: torch.dtype | str | None = None,
+    ) -> State:
+        """An empty state for `batch` texts. `capacity` is the tokens that full attention can remember (default: the model's
+        context length); dtypes as `keep_states` takes them (default: what it was told; `dtype` alone is that of both)."""
         if batch < 1 or (capacity is not None and capacity < 1):
             raise UsageError(f"a state of batch {batch} and capacity {capacity}: both must be at least 1")
-        return self.module.new_state(batch, capacity, as_dtype(dtype))
+        return self.module.new_state(batch, capacity, as_dtype(dtype), as_cache_dtype(cache_dtype))
+
+    def keep_states(self, dtype: torch.dtype | str | None = None, cache_dtype: torch.dtype | str | None = None) -> "Model":
+        """Hold new states, those of `generate` and of sessions too, in these dtypes; returns the model.
+
+        `dtype` is that of recurrent memories (None: float32); `cache_dtype` that of keys and values: float32, bfloat16,
+        float16, or int8 with a scale per token and head (None: the model's). Raises UsageError for others.
+        """
+        self.module.state_dtype, self.module.cache_dtype = as_dtype(dtype), as_cache_dtype(cache_dtype)
+        return self
 
     def generate(
         self,

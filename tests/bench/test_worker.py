@@ -9,7 +9,7 @@ from leanlm.errors import LeanLMError, NotFound
 def test_a_process_answers_fails_and_goes():
     with Worker("leanlm") as worker:
         with pytest.raises(NotFound, match="no such folder"):
-            worker.call("load", path="/nowhere", dtype=None, threads=1, state_dtype=None)
+            worker.call("load", path="/nowhere", dtype=None, threads=1, state_dtype=None, cache_dtype=None)
         with pytest.raises(LeanLMError, match=r"leanlm failed \(sing\): AttributeError"):
             worker.call("sing")
         assert 50e6 < worker.call("peak_resident") < 4e9

@@ -57,6 +57,17 @@ def test_keys_are_trimmed_and_capacity_restored(llama, saved):
         state_file.read(saved, llama, capacity=29)
 
 
+@torch.no_grad()
+def test_caches_of_eight_bits(llama, tmp_path):
+    state = llama.new_state(2, capacity=64, cache_dtype=torch.int8)
+    llama(TOKENS, state)
+    state_file.write(tmp_path / "a.state", llama, state)
+    again = state_file.read(tmp_path / "a.state", llama).state
+    for name, tensor in state.tensors().items():
+        assert again.tensors()[name].dtype == tensor.dtype and torch.equal(again.tensors()[name], tensor), name
+    assert torch.equal(llama(TOKENS[:, :7], again), llama(TOKENS[:, :7], state))
+
+
 def test_the_callers_data(llama, saved):
     _, extra, tensors = state_file.read(saved, llama)
     assert extra == {"turns": [1, "zwei"]}

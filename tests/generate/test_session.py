@@ -147,8 +147,10 @@ def test_streams_left_early_leave_a_whole_session():
     same(calm, hasty)
 
 
-def test_full_attention_gets_room_as_it_needs_it(monkeypatch):
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_full_attention_gets_room_as_it_needs_it(monkeypatch, cache_dtype):
     module = hybrid([FULL, MIXERS[5]])
+    module.cache_dtype = cache_dtype
     wanted = Session(speaker(module)).generate([1, 2], 40)
     monkeypatch.setattr(sessions, "ROOM", 4)
     session = Session(speaker(module))

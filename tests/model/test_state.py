@@ -46,6 +46,33 @@ def test_nbytes_is_the_size_of_its_tensors_per_row(config, batch):
     assert state.nbytes == batch * model.new_state(1).nbytes
 
 
+@pytest.mark.parametrize("mixer", ["attention with rope", "window of 7 with conv", "window longer than the text"])
+@torch.no_grad()
+def test_keys_and_values_in_eight_bits(mixer):
+    """Near the exact ones; half of 16 bits and their scales; however a text is cut, the same."""
+    model = build(alone(ONE_OF_EACH[mixer]))
+    ids = text(model.config, 2, 30)
+    whole, cut = (model.new_state(2, cache_dtype=torch.int8) for _ in range(2))
+    logits = model(ids, whole)
+    pieces = torch.cat([model(piece, cut) for piece in ids.split([1, 8, 1, 20], 1)], 1)
+    exact = model(ids)
+    assert 0 < (logits - exact).abs().max() <= 0.05 * exact.abs().max()
+    assert (pieces - logits).abs().max() <= 5e-3 * logits.abs().max()
+    memory = whole.memories[0]
+    assert memory["k"].dtype == memory["v"].dtype == torch.int8 == whole.cache_dtype
+    assert memory["k_scale"].shape == memory["v"].shape[:3]
+    assert memory["k"].abs().max() == 127
+
+
+def test_what_new_states_are_held_in():
+    model = build(MIXED)
+    model.state_dtype, model.cache_dtype = torch.bfloat16, torch.int8
+    dtypes = {name.partition(".")[2]: tensor.dtype for name, tensor in model.new_state(1).tensors().items()}
+    assert dtypes["ssm"] == torch.bfloat16 and dtypes["k"] == torch.int8 and dtypes["conv"] == torch.float32
+    assert model.new_state(1, dtype=torch.float32).cache_dtype == torch.float32
+    assert model.new_state(1, cache_dtype=torch.float16).cache_dtype == torch.float16
+
+
 @torch.no_grad()
 def test_a_clone_is_independent_and_continues_alike():
     model = build(MIXED)

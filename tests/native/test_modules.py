@@ -24,7 +24,7 @@ def made(module, seed: int):
 def conv(library, module, x, tail):
     B, L, C = x.shape
     silu = module.activation == "silu"
-    library.conv(x, C, B, L, C, module.weight.shape[-1], module.weight, module.bias, tail, 0, silu)
+    library.conv(x, C, B, L, C, module.weight.shape[-1], module.weight[:, 0].t().contiguous(), module.bias, tail, 0, silu)
 
 
 def native_mamba1(library, module, x, memory):
@@ -86,7 +86,7 @@ def native_attention(library, module, x, memory):
     y = torch.empty(B, L, H * P)
     library.attend(
         q, H * P, k, Hkv * P, v, Hkv * P, y, H * P, B, L, H, Hkv, P, memory["k"].shape[1], cfg.window or 0, module.scale,
-        memory["position"], memory["start"], memory["k"], memory["v"], 0,
+        memory["position"], memory["start"], memory["k"], memory["v"], 0, None, None,
     )  # fmt: skip
     memory["position"] += L
     return module.out_proj(y)

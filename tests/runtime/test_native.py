@@ -49,6 +49,25 @@ def test_any_model_however_cut(config, cut, batch):
     compare(build(config), text(config, batch, length), pieces)
 
 
+@pytest.mark.parametrize("mixer", ["attention with rope", "attention with conv", "window of 2", "window of 7 with conv"])
+def test_caches_of_eight_bits(mixer):
+    """Native and module write the same codes, and a state goes from one to the other."""
+    module = build(alone(ONE_OF_EACH[mixer]))
+    runtime, tokens = NativeRuntime(module), text(module.config, 2, 40)
+    mine, theirs = (module.new_state(2, cache_dtype=torch.int8) for _ in range(2))
+    with torch.no_grad():
+        wanted = module(tokens, theirs)
+        parts = [runtime(tokens[:, :1], mine), module(tokens[:, 1:9], mine), runtime(tokens[:, 9:39], mine)]
+        found = torch.cat([*parts, runtime(tokens[:, 39:], mine)], 1)
+    agree(found, wanted, 5e-3)  # a value that falls between two codes may go to either
+    for name, tensor in theirs.tensors().items():
+        off = (mine.tensors()[name].double() - tensor.double()).abs()
+        if tensor.dtype == torch.int8:
+            assert off.max() <= 1 and (off > 0).float().mean() < 0.01, name
+        else:
+            assert off.max() <= 5e-3 * max(1, tensor.abs().max()), name
+
+
 @pytest.mark.parametrize("mixer", ["window of 7 with conv", "attention with rope", "mamba1", "mamba2", "discrete"])
 def test_rows_at_different_positions(mixer):
     module = build(alone(ONE_OF_EACH[mixer]))

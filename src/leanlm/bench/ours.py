@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leanlm import runtime
-from leanlm.api import as_dtype
+from leanlm.api import as_cache_dtype, as_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
@@ -33,14 +33,15 @@ class Reader:
 class Ours:
     """One model from a folder, with one state."""
 
-    def load(self, path: str, dtype: str | None, threads: int | None, state_dtype: str | None) -> dict:
+    def load(self, path: str, dtype: str | None, threads: int | None, state_dtype: str | None, cache_dtype: str | None) -> dict:
         """Loads the model; returns what it is and what runs it."""
         if threads:
             machine.set_threads(threads)
         began = time.perf_counter()
         self.module = load_module(path, as_dtype(dtype)).module
         seconds = time.perf_counter() - began
-        self.run, self.state_dtype = runtime.of(self.module), as_dtype(state_dtype)
+        self.module.state_dtype, self.module.cache_dtype = as_dtype(state_dtype), as_cache_dtype(cache_dtype)
+        self.run = runtime.of(self.module)
         native = self.run is not self.module
         weights = self.module.weights()
         return {
@@ -62,17 +63,17 @@ class Ours:
     def fill(self, batch: int, context: int, room: int) -> dict:
         """A state of `batch` texts that have read `context` tokens and have room for more; returns its dtypes and bytes."""
         self.context = context
-        self.state = self.module.new_state(batch, capacity=context + room, dtype=self.state_dtype)
+        self.state = self.module.new_state(batch, capacity=context + room)
         if context:
             self.run(self._tokens(batch, context), self.state, last_only=True)
-        held = {name: t.dtype for m in self.state.memories if m for name, t in m.items() if t.is_floating_point()}
+        held = {name: t.dtype for m in self.state.memories if m for name, t in m.items() if t.dtype != torch.int64}
         return {"bytes": self.state.nbytes, "dtypes": {name: _word(dtype) for name, dtype in held.items()}}
 
     @torch.inference_mode()
     def prefill(self, length: int) -> float:
         """Seconds from a prompt of every text, read from the beginning, to the logits of the first new token."""
         batch, capacity = self.state.batch, self.context + length
-        self.state = self.module.new_state(batch, capacity=capacity, dtype=self.state_dtype)
+        self.state = self.module.new_state(batch, capacity=capacity)
         tokens = self._tokens(batch, length)
         began = time.perf_counter()
         self.run(tokens, self.state, last_only=True)

@@ -23,7 +23,7 @@ def of_call(module: LanguageModel, tokens: Tensor, state: State, rounds: int) ->
         (index, name): tensor.dtype
         for index, memory in enumerate(state.memories)
         for name, tensor in (memory or {}).items()
-        if tensor.is_floating_point()
+        if tensor.dtype != torch.int64
     }
     program = Program(module, tokens.numel(), dtypes)
     logits = torch.empty(len(tokens), 1, module.config.padded_vocab_size)
@@ -56,7 +56,12 @@ def _by_kind(program: Program, seconds: list[float]) -> list[dict]:
 
 
 def kind_of(step: steps.Step) -> str:
-    """ "ssd", "matmul 4192 x 1024", "head 50288 x 1024"."""
-    kind = "head" if step.op == steps.HEAD else steps.FIELD[step.op]
-    weight = getattr(getattr(step, steps.FIELD[step.op]), "weight", None)
-    return f"{kind} {weight.rows} x {weight.columns}" if kind in ("matmul", "head") else kind
+    """ "ssd", "matmul 4192 x 1024", "matmul 2816 + 2816 x 1024" (products of the same activations), "head 50288 x 1024"."""
+    kind = steps.FIELD[step.op]
+    if step.op == steps.HEAD:
+        weights = [step.head.weight]
+    elif step.op == steps.MATMUL:
+        weights = [product.weight for product in step.matmul.products[: step.matmul.count]]
+    else:
+        return kind
+    return f"{kind} {' + '.join(str(weight.rows) for weight in weights)} x {weights[0].columns}"

@@ -46,6 +46,7 @@ class Settings:
     repeats: int = 5
     threads: int | None = None
     state_dtype: str | None = None
+    cache_dtype: str | None = None
     profile: bool = False
     peers: tuple[str, ...] = ()
     peer_type: str = "auto"
@@ -103,7 +104,12 @@ class Bench:
         self.progress("loading")
         path, dtype, settings = prepared["path"], prepared["dtype"], self.settings
         ours = self.sides["leanlm"].call(
-            "load", path=path, dtype=dtype, threads=settings.threads, state_dtype=settings.state_dtype
+            "load",
+            path=path,
+            dtype=dtype,
+            threads=settings.threads,
+            state_dtype=settings.state_dtype,
+            cache_dtype=settings.cache_dtype,
         )
         if settings.profile and not ours["native"]:
             raise UsageError("--profile times the native runtime, which does not run here; leanlm doctor says why")

@@ -4,7 +4,7 @@ from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
 
 FLOAT32 = 4  # bytes; in which the runtime holds what is no matrix
-KEYS = ("k", "v")
+KEYS = ("k", "v", "k_scale", "v_scale")
 NUMBERS = ("position", "start")  # a few bytes
 
 
@@ -36,5 +36,5 @@ def _keys(memory: dict, position: int, tokens: int) -> int:
     """Of one attention, with all texts at the same position."""
     slots = memory["k"].shape[1]
     seen = sum(min(position + i, slots) for i in range(1, tokens + 1)) / tokens
-    each = sum(memory[name][:, :1].nbytes for name in KEYS)  # of one position of every text
+    each = sum(memory[name][:, :1].nbytes for name in KEYS if name in memory)  # of one position of every text
     return round(each * (seen + 1))

@@ -100,6 +100,8 @@ def pack(module: LanguageModel, state: State) -> tuple[dict[str, Tensor], int]:
     """The state's tensors by name, keys and values of full attention cut to the tokens read; and their capacity, or 0."""
     tensors, capacity = state.tensors(), 0
     for name, length in _growing(module):
+        if name not in tensors:
+            continue
         capacity = tensors[name].shape[1]
         tensors[name] = tensors[name][:, : int(tensors[length].max())]
     return tensors, capacity
@@ -116,7 +118,8 @@ def unpack(module: LanguageModel, tensors: Mapping[str, Tensor], capacity: int) 
     growing = dict(_growing(module))
     if growing and capacity < position.max():
         raise CheckpointError(f"holds {int(position.max())} tokens, more than the capacity of {capacity} asked for")
-    state = module.new_state(len(position), capacity or None)
+    cache_dtype = next((tensor.dtype for name, tensor in tensors.items() if name.endswith(".k")), None)
+    state = module.new_state(len(position), capacity or None, cache_dtype=cache_dtype)
     if odd := state.tensors().keys() ^ tensors.keys():
         raise CheckpointError(f"is no state of this model: {min(odd)!r} is in one of them only")
     for i, memory in enumerate(state.memories):
@@ -164,11 +167,11 @@ def _identity(module: LanguageModel) -> dict:
 
 
 def _growing(module: LanguageModel) -> Iterator[tuple[str, str]]:
-    """Names of the keys and values of full attention in a state's tensors, each with that of its rows' positions."""
+    """Names that the keys and values of full attention may have in a state's tensors, with those of their rows' positions."""
     for i, mixer in enumerate(module.config.sublayers):
         if isinstance(mixer, Attention) and mixer.window is None:
-            yield f"{i}.k", f"{i}.position"
-            yield f"{i}.v", f"{i}.position"
+            for name in ("k", "v", "k_scale", "v_scale"):
+                yield f"{i}.{name}", f"{i}.position"
 
 
 def _open(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from leanlm.cli import options
 from leanlm.errors import UsageError
 
 Append = tyro.conf.UseAppendAction
@@ -32,8 +33,10 @@ class Command:
     """Format of the embedding, and of a head tied to it; floats by default."""
     head: str | None = None
     """Format of an untied head."""
-    state_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of recurrent memories (auto: float32) and of keys and values (auto: the model's)."""
+    state_dtype: options.StateDtype = "auto"
+    """Of recurrent memories; auto: float32."""
+    cache_dtype: options.CacheDtype = "auto"
+    """Of keys and values; auto: the model's."""
     context: tuple[int, ...] = (0,)
     """Tokens before those decoded; several are measured one after the other."""
     batch: tuple[int, ...] = (1,)
@@ -111,6 +114,7 @@ def check(command: Command):
         repeats=command.repeats,
         threads=command.threads,
         state_dtype=given(command.state_dtype),
+        cache_dtype=given(command.cache_dtype),
         profile=command.profile,
         peers=tuple(dict.fromkeys(command.peer)),
         peer_type=command.peer_type,

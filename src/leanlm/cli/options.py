@@ -9,6 +9,9 @@ import tyro
 
 from leanlm.generate.sampling import Sampling
 
+StateDtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
 
 def optional(cls: type) -> type:
     """The dataclass with every field left out by default (None): a flag not given is told apart from its default."""
@@ -48,6 +51,10 @@ class Source:
     ternary (if they are), float."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 ..."""
+    state_dtype: StateDtype = "auto"
+    """Of recurrent memories; auto: float32."""
+    cache_dtype: CacheDtype = "auto"
+    """Of keys and values; auto: the model's, int8: half of 16 bits, with a scale per token and head."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     offline: bool = False
@@ -70,4 +77,4 @@ def load(source: Source):
         from leanlm.quantize import convert
 
         convert.to_format(model.module, source.format)
-    return model
+    return model.keep_states(*(None if word == "auto" else word for word in (source.state_dtype, source.cache_dtype)))

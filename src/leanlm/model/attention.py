@@ -16,7 +16,8 @@ from leanlm.model.state import Memory
 
 class Attention(nn.Module):
     """Memory: `k`, `v` [B, S, H_kv, P] (k after rotary), `position` [B] tokens read, `start` [B] where the current
-    document began, and `conv` where q|k|v are convolved. With a window of w, S = w and token t lives in slot t mod w."""
+    document began, and `conv` where q|k|v are convolved. With a window of w, S = w and token t lives in slot t mod w.
+    In 8 bits k and v are codes to be multiplied with `k_scale`, `v_scale` [B, S, H_kv]."""
 
     def __init__(self, width: int, cfg: config.Attention):
         super().__init__()
@@ -38,7 +39,7 @@ class Attention(nn.Module):
             cos, sin = rotary.angles(self.config.rope, last)
             q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
         if segments is None and not read.any() and (self.config.window is None or self.config.window >= L):
-            y = ops.causal_attend(q, k, v, self.scale)
+            y = ops.causal_attend(q, _seen(k, state), _seen(v, state), self.scale)
             if state:
                 self._write(k, v, last, state)
         else:
@@ -75,11 +76,12 @@ class Attention(nn.Module):
         if L == 1 and not k.requires_grad:
             self._write(k, v, last, state)
             used = min(slots, used + 1)
-            keys, values = (state[name][:, :used].to(k.dtype) for name in ("k", "v"))
+            keys, values = (_recalled(state, name, used, k.dtype) for name in ("k", "v"))
             return keys, values, self._slot_positions(last, slots)[:, :used]
         # Several tokens may overwrite keys that the first of them still sees, and gradients flow to new keys alone: look at
         # the memory and the new keys side by side.
-        keys, values = (torch.cat([state[name][:, :used].to(new.dtype), new], 1) for name, new in (("k", k), ("v", v)))
+        both = (("k", k), ("v", v))
+        keys, values = (torch.cat([_recalled(state, name, used, t.dtype), _seen(t, state)], 1) for name, t in both)
         at = torch.cat([self._slot_positions(last[:, :1] - 1, slots)[:, :used], last], 1)
         self._write(k, v, last, state)
         return keys, values, at
@@ -90,7 +92,10 @@ class Attention(nn.Module):
         slots = state["k"].shape[1]
         rows, place = torch.arange(len(k), device=k.device)[:, None], last[:, -slots:] % slots
         for name, new in (("k", k), ("v", v)):
-            state[name][rows, place] = new[:, -slots:].detach().to(state[name].dtype)
+            new = new[:, -slots:].detach()
+            if f"{name}_scale" in state:
+                new, state[f"{name}_scale"][rows, place] = quantised(new)
+            state[name][rows, place] = new.to(state[name].dtype)
 
     @staticmethod
     def _slot_positions(newest: Tensor, slots: int) -> Tensor:
@@ -98,7 +103,7 @@ class Attention(nn.Module):
         return newest - (newest - torch.arange(slots, device=newest.device)) % slots
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory for `capacity` tokens (full attention) or the window; keys and values in `dtype`.
+        """Empty memory for `capacity` tokens (full attention) or the window; keys and values in `dtype`, a float's or int8.
 
         The caller sees to it that full attention never reads more than `capacity` tokens (`LanguageModel` does).
         """
@@ -109,6 +114,8 @@ class Attention(nn.Module):
             raise CapacityError("full attention needs to know how many tokens to make room for: give capacity=...")
         shape = (batch, slots, self.config.n_kv_heads, self.config.head_dim)
         memory = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+        if dtype == torch.int8:
+            memory |= {name: torch.zeros(shape[:3], device=device) for name in ("k_scale", "v_scale")}
         memory |= {name: torch.zeros(batch, dtype=torch.int64) for name in ("position", "start")}
         if self.conv is not None:
             memory["conv"] = self.conv.new_tail(batch, device, own)
@@ -120,3 +127,27 @@ class Attention(nn.Module):
         self.out_proj.reset(out_std)
         if self.conv is not None:
             self.conv.reset()
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [..., P] and float32 scales [...] of x [..., P]: the largest size is code 127, all zeros have the scale 0."""
+    x = x.float()
+    scales = x.abs().amax(-1) / 127
+    return (x / scales.where(scales > 0, 1)[..., None]).round().to(torch.int8), scales
+
+
+def _seen(x: Tensor, state: Memory | None) -> Tensor:
+    """New keys or values as they will be remembered in 8 bits, so that no cut of a text matters; gradients pass them by."""
+    if state is None or "k_scale" not in state:
+        return x
+    codes, scales = quantised(x.detach())
+    values = (codes * scales[..., None]).to(x.dtype)
+    return x + (values - x).detach() if x.requires_grad else values
+
+
+def _recalled(state: Memory, name: str, used: int, dtype: torch.dtype) -> Tensor:
+    """The first `used` slots of keys or values, in `dtype`."""
+    held = state[name][:, :used]
+    if f"{name}_scale" in state:
+        held = held * state[f"{name}_scale"][:, :used, :, None]
+    return held.to(dtype)

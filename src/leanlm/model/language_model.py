@@ -47,7 +47,13 @@ class Sublayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Every model of every family. Parameters: embedding, layers.{i}.{j}.norm / .mixer, norm, head (absent if tied)."""
+    """Every model of every family. Parameters: embedding, layers.{i}.{j}.norm / .mixer, norm, head (absent if tied).
+
+    `state_dtype` and `cache_dtype` say how new states hold recurrent memories and keys and values, where nobody asks for
+    something else."""
+
+    state_dtype: torch.dtype | None = None
+    cache_dtype: torch.dtype | None = None
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -139,14 +145,25 @@ class LanguageModel(nn.Module):
         """Head applied to the normed stream [B, L, D] -> [B, L, V]."""
         return self.head(x) if self.head is not None else matmul(x, self.embedding.weight)
 
-    def new_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
+    def new_state(
+        self,
+        batch: int,
+        capacity: int | None = None,
+        dtype: torch.dtype | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> State:
         """An empty state for `batch` texts on the model's device.
 
         `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048 where it is
-        unknown). `dtype` is that of the recurrent states (default float32) and of keys and values (default: the model's).
+        unknown). `dtype` is that of the recurrent states (default: `state_dtype`, else float32); `cache_dtype` that of keys
+        and values, a float's or int8 (default: `dtype`, else the model's own `cache_dtype`, else its dtype).
         """
         capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
-        memories = [s.mixer.new_state(batch, capacity, self.device, dtype) for s in self.sublayers()]
+        caches, recurrent = cache_dtype or dtype or self.cache_dtype, dtype or self.state_dtype
+        memories = [
+            s.mixer.new_state(batch, capacity, self.device, caches if isinstance(s.mixer, Attention) else recurrent)
+            for s in self.sublayers()
+        ]
         return State(memories, torch.zeros(batch, dtype=torch.int64))
 
     def reset(self, std: float = 0.02) -> None:

@@ -39,6 +39,11 @@ class State:
         """Bytes of all memories together; does not depend on how many tokens were read."""
         return sum(t.nbytes for memory in self.memories if memory for t in memory.values())
 
+    @property
+    def cache_dtype(self) -> torch.dtype | None:
+        """In which keys and values are held; None without attention."""
+        return next((memory["k"].dtype for memory in self.memories if memory and "k" in memory), None)
+
     def clone(self) -> "State":
         """An independent copy: a fork of the texts read so far."""
         return self._map(Tensor.clone)

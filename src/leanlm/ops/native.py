@@ -19,6 +19,7 @@ FILE = "_native/libleanlm.so"
 EXACT, INT8 = 0, 1  # precision of the activations that codes are multiplied with
 _FLOAT, _GROUPED, _TERNARY = 0, 1, 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MEMORY_DTYPES = DTYPES | {torch.int8: 3}
 
 
 class Weight(ctypes.Structure):

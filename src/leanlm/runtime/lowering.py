@@ -21,7 +21,7 @@ from leanlm.model.mamba2 import Mamba2
 from leanlm.model.mlp import MLP, GatedMLP
 from leanlm.model.norm import Norm
 from leanlm.model.state import State
-from leanlm.ops.native import DTYPES, INT8, Product, Weight, weight_of
+from leanlm.ops.native import INT8, MEMORY_DTYPES, Product, Weight, weight_of
 from leanlm.runtime import steps
 from leanlm.runtime.steps import Rows, Step, step
 
@@ -122,8 +122,12 @@ class Program:
         self.memories.append((self.index, name))
         return len(self.memories) - 1
 
+    def slot_if_held(self, name: str) -> int:
+        """The slot, or -1 where the states have no such memory."""
+        return self.slot(name) if (self.index, name) in self.dtypes else -1
+
     def dtype(self, name: str) -> int:
-        return DTYPES[self.dtypes[self.index, name]]
+        return MEMORY_DTYPES[self.dtypes[self.index, name]]
 
     def norm(self, norm: Norm) -> None:
         weight, bias = self.floats(norm.weight), self.floats(norm.bias)
@@ -156,7 +160,7 @@ class Program:
             steps.CONV,
             x=x.rows,
             C=x.width,
-            weight=self.floats(conv.weight[:, 0]),
+            weight=self.floats(conv.weight[:, 0].t()),
             bias=self.floats(conv.bias),
             K=taps,
             slot=self.slot("conv"),
@@ -296,6 +300,8 @@ def attention(program: Program, mixer: Attention) -> None:
         v_slot=program.slot("v"),
         position_slot=position,
         start_slot=program.slot("start"),
+        k_scale_slot=program.slot_if_held("k_scale"),
+        v_scale_slot=program.slot_if_held("v_scale"),
         scale=mixer.scale,
     )
     program.into_stream(mixer.out_proj, y)

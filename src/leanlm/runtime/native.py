@@ -20,11 +20,11 @@ from leanlm.runtime import steps
 from leanlm.runtime.lowering import INT8, UNBOUNDED, Program
 from leanlm.runtime.snapshot import Memory, Snapshot
 
-Dtypes = dict[tuple[int, str], torch.dtype]  # of the floats of a state, by sublayer and name
+Dtypes = dict[tuple[int, str], torch.dtype]  # of a state's numbers, by sublayer and name
 
 ROWS = 128  # of a call at least; longer prompts are read in pieces, which bounds the buffers
 STATES = (torch.float32, torch.bfloat16)
-CACHES = (torch.float32, torch.bfloat16, torch.float16)
+CACHES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 POSITIONS = (torch.int64,)
 ALONE = threading.Lock()  # the library runs on one pool of threads and is called by one thread at a time
 
@@ -60,7 +60,7 @@ class NativeRuntime:
         self.library = native.library()
         self.run = steps.run(self.library)
         self.growing = [isinstance(mixer, Attention) and mixer.window is None for mixer in module.config.sublayers]
-        self.shapes = self._shapes(module.new_state(1, 1))
+        self.shapes = [self._shapes(module.new_state(1, 1, cache_dtype=dtype)) for dtype in (None, torch.int8)]
         self.program: Program | None = None
         self.snapshot: Snapshot | None = None
         self.bound: weakref.WeakKeyDictionary[State, Binding] = weakref.WeakKeyDictionary()  # of the last state only
@@ -145,10 +145,12 @@ class NativeRuntime:
         return int(ids.min()) >= 0 and int(ids.max()) < self.module.config.padded_vocab_size
 
     def _dtypes(self, state: State) -> Dtypes | None:
-        """Of the state's floats; None where the library does not know one of them. Raises UsageError for a state whose
-        tensors have other sizes than this model's, which the library would overrun."""
+        """Of the state's numbers other than positions; None where the library does not know one of them.
+
+        Raises UsageError for a state whose tensors have other sizes than this model's, which the library would overrun.
+        """
         tensors = [state.position, *(tensor for memory in _memories(state) for tensor in memory.values())]
-        if self._shapes(state) != self.shapes or any(len(tensor) != state.batch for tensor in tensors):
+        if self._shapes(state) not in self.shapes or any(len(tensor) != state.batch for tensor in tensors):
             raise UsageError("the state is of another model: what it remembers has other sizes than this model's memory")
         found: Dtypes = {}
         for index, memory in enumerate(state.memories):
@@ -161,9 +163,9 @@ class NativeRuntime:
         return found
 
     def _shapes(self, state: State) -> list[dict[str, torch.Size]]:
-        """Of one row of every memory; keys and values of full attention without their capacity."""
+        """Of one row of every memory; caches of full attention without their capacity."""
         return [
-            {name: tensor.shape[2 if growing and name in ("k", "v") else 1 :] for name, tensor in (memory or {}).items()}
+            {name: tensor.shape[2 if growing and name[0] in "kv" else 1 :] for name, tensor in (memory or {}).items()}
             for memory, growing in zip(state.memories, self.growing, strict=True)
         ]
 

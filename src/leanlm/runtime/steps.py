@@ -88,6 +88,7 @@ class Attend(Structure):
         ("slots", c_int64),
         ("window", c_int64),
         *((name, c_int32) for name in ("H", "Hkv", "P", "dtype", "k_slot", "v_slot", "position_slot", "start_slot")),
+        *((name, c_int32) for name in ("k_scale_slot", "v_scale_slot")),
         ("scale", c_float),
     ]
 
