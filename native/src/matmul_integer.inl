@@ -40,7 +40,7 @@ LEANLM_INLINE Eight of_span(const float *values, int64_t span) {
 }
 
 /* totals [MT][R], eight rows apart. */
-template <int BITS, int D, int R, int MT, bool WHOLE, bool ZEROS>
+template <int BITS, int D, int R, int MT, bool WHOLE>
 LEANLM_INLINE void multiply_integers(const CodeRows &rows, const Integers &a, int64_t m, const Stream &stream, Eight *totals) {
     IntegerTile<BITS, D, R, MT> tile;
     Eight held[R][MT];
@@ -55,7 +55,7 @@ LEANLM_INLINE void multiply_integers(const CodeRows &rows, const Integers &a, in
         for (int r = 0; r < R; r++) {
             for (int i = 0; i < MT; i++) {
                 tile.sums[r][i] = load_eight(lanes + i * a.spans * 8);
-                if (ZEROS) tile.sums[r][i] = mul_eight(tile.sums[r][i], of_span<BITS, WHOLE>(rows.zeros + r * rows.stride, s));
+                if (rows.zeros) tile.sums[r][i] = mul_eight(tile.sums[r][i], of_span<BITS, WHOLE>(rows.zeros + r * rows.stride, s));
             }
         }
         int64_t count = WHOLE ? std::min(a.span_units, left) : left > 0;
@@ -119,10 +119,8 @@ struct IntegerProduct {
 
     template <int R, int MT>
     void multiply(const CodeRows &rows, int64_t m, const Stream &stream, Eight *totals) const {
-        if (whole && w.zeros) multiply_integers<BITS, D, R, MT, true, true>(rows, a, m, stream, totals);
-        else if (whole) multiply_integers<BITS, D, R, MT, true, false>(rows, a, m, stream, totals);
-        else if (w.zeros) multiply_integers<BITS, D, R, MT, false, true>(rows, a, m, stream, totals);
-        else multiply_integers<BITS, D, R, MT, false, false>(rows, a, m, stream, totals);
+        if (whole) multiply_integers<BITS, D, R, MT, true>(rows, a, m, stream, totals);
+        else multiply_integers<BITS, D, R, MT, false>(rows, a, m, stream, totals);
     }
 
     CodeRows from(const CodeRows &rows, int r) const {
@@ -130,7 +128,7 @@ struct IntegerProduct {
         some.codes += r * rows.row_bytes;
         if (rows.tails) some.tails += 32 * r;
         some.scales += r * rows.stride;
-        some.zeros += r * rows.stride;
+        if (rows.zeros) some.zeros += r * rows.stride;
         return some;
     }
 
@@ -143,7 +141,8 @@ struct IntegerProduct {
         } else {
             for (auto &of_row : totals)
                 for (auto &total : of_row) total = zero_eight();
-            for (int r = 0; r < count; r++) multiply<1, MT>(from(rows, r), m, stream, &totals[0][r]);
+            for (int r = 0; r < count; r++)
+                for (int i = 0; i < MT; i++) multiply<1, 1>(from(rows, r), m + i, stream, &totals[i][r]);
         }
         for (int i = 0; i < MT; i++) out.put(m + i, row, sums_of(totals[i]), count);
     }
@@ -159,10 +158,10 @@ struct IntegerProduct {
             int count = static_cast<int>(std::min<int64_t>(EIGHT_ROWS, end - row));
             prepare(row, count, scales, zeros, tails);
             const uint8_t *codes = static_cast<const uint8_t *>(w.data) + row * w.row_bytes;
-            CodeRows rows{codes, w.row_bytes, tails, scales, zeros, stride};
+            CodeRows rows{codes, w.row_bytes, tails, scales, w.zeros ? zeros : nullptr, stride};
             int64_t m = 0;
-            for (; m + 4 <= M; m += 4) eight_rows<2, 4>(rows, row, count, m, stream);
-            for (; m + 2 <= M; m += 2) eight_rows<2, 2>(rows, row, count, m, stream);
+            if constexpr (D == 1)
+                for (; m + 4 <= M; m += 4) eight_rows<2, 4>(rows, row, count, m, stream);
             for (; m < M; m++) eight_rows<4, 1>(rows, row, count, m, stream);
         }
     }

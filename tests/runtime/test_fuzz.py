@@ -65,7 +65,7 @@ def check_conv(draw: Draw, native, library) -> None:
     tail, silu = draw.values(B, C, K - 1).to(dtype), draw.random() < 0.5
     wide = None if bias is None else bias.double()
     wanted, end = reference.conv(x.double(), weight.double(), wide, tail.double(), None, "silu" if silu else "identity")
-    library.conv(x, stride(x), B, L, C, K, weight, bias, tail, DTYPES[dtype], silu)
+    library.conv(x, stride(x), B, L, C, K, weight.t().contiguous(), bias, tail, DTYPES[dtype], silu)
     close(x, wanted)
     assert torch.equal(tail, end.float().to(dtype))
 
