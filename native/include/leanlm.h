@@ -15,7 +15,9 @@ extern "C" {
 
 typedef enum { LEANLM_F32 = 0, LEANLM_BF16 = 1, LEANLM_F16 = 2, LEANLM_I8 = 3 } leanlm_dtype;
 typedef enum { LEANLM_FLOAT = 0, LEANLM_GROUPED = 1, LEANLM_TERNARY = 2 } leanlm_kind;
-typedef enum { LEANLM_EXACT = 0, LEANLM_INT8 = 1 } leanlm_precision; /* of the activations that integers are multiplied with */
+
+/* Of the activations that integers are multiplied with. INT8: a scale for every 32 columns, beside ternary weights for every 256. */
+typedef enum { LEANLM_EXACT = 0, LEANLM_INT8 = 1 } leanlm_precision;
 
 /* Library: the instruction set in use ("portable", "avx2", "avx512"), the threads, and their change. 0 on success. */
 int leanlm_version(void);

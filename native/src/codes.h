@@ -1,14 +1,18 @@
 /* Codes of `bits` bits taken out of their stored layout and multiplied with int8 activations, one unit at a time.
  *
- *   bits                                2    3    4    6    8
- *   columns of a unit                 128   64   64   32   32
- *   bytes of a unit                    32   24   32   24   32
- *   activations in                    int8 int16 int8 int16 int8
+ *   BITS                            TRITS    2    3    4    6    8
+ *   columns of a unit                 256  128   64   64   32   32
+ *   bytes of a unit                    64   32   24   32   24   32
+ *   activations in                   int8 int8 int16 int8 int16 int8
+ *   of which share a scale            256   32   32   32   32   32
+ *
+ * Ternary codes are 2 bits wide; because all of a row have one scale, more of them are summed up at once.
  *
  * Codes of 2, 4 and 8 bits fall into bytes: vector p holds field p of every stored byte. Codes of 3 and 6 bits are left where they
  * stand in windows of two bytes, which is a shift to the left by 0 to 7; the activation beside them is shifted by what is
  * missing to FOLD, so that every product is 2^FOLD times the true one. Codes of 8 bits are given less 128, as int8.
- * Either way lane l of the eight sums belongs to the block of 32 columns l BLOCKS / 8 of the unit. */
+ * Every other field of ternary codes is left two bits higher, where it is four times as much, and FOLD makes up for that.
+ * Either way lane l of the eight sums belongs to the block of columns l BLOCKS / 8 of the unit. */
 #pragma once
 
 #include <type_traits>
@@ -18,18 +22,24 @@
 namespace leanlm {
 namespace LEANLM_NAMESPACE {
 
+constexpr int TRITS = 1;
+
 template <int BITS>
-constexpr int UNIT_COLUMNS = BITS == 2 ? 128 : BITS == 3 || BITS == 4 ? 64 : 32;
+constexpr int WIDTH = BITS == TRITS ? 2 : BITS;  // bits of a stored code
 template <int BITS>
-constexpr int UNIT_BYTES = UNIT_COLUMNS<BITS> * BITS / 8;
+constexpr int UNIT_COLUMNS = BITS == TRITS ? 256 : BITS == 2 ? 128 : BITS == 3 || BITS == 4 ? 64 : 32;
 template <int BITS>
-constexpr int BLOCKS = UNIT_COLUMNS<BITS> / 32;
+constexpr int UNIT_BYTES = UNIT_COLUMNS<BITS> * WIDTH<BITS> / 8;
+template <int BITS>
+constexpr int BLOCK_COLUMNS = BITS == TRITS ? 256 : 32;  // columns whose activations share a scale
+template <int BITS>
+constexpr int BLOCKS = UNIT_COLUMNS<BITS> / BLOCK_COLUMNS<BITS>;
 template <int BITS>
 constexpr bool WINDOWS = BITS == 3 || BITS == 6;  // codes of these bits cross the borders of bytes
 template <int BITS>
-constexpr int VECTORS = BLOCKS<BITS> * (WINDOWS<BITS> ? 2 : 1);
+constexpr int VECTORS = UNIT_COLUMNS<BITS> / 32 * (WINDOWS<BITS> ? 2 : 1);
 template <int BITS>
-constexpr int FOLD = BITS == 3 ? 7 : BITS == 6 ? 6 : 0;
+constexpr int FOLD = BITS == 3 ? 7 : BITS == 6 ? 6 : BITS == TRITS ? 2 : 0;
 
 /* Where the code of a column stands: bits before it in its half of the unit, for codes in windows. A half is what one lane of
  * 16 bytes is filled from, bytes 0 to 15 and 8 to 23, so that the second begins with its fifth byte. */
@@ -55,12 +65,14 @@ LEANLM_INLINE void arrange(const int8_t *digits, void *vectors) {
             for (int j = 0; j < 8; j++)
                 words[Place<BITS>(c).position() + j] = static_cast<int16_t>(digits[c + j] * (1 << (FOLD<BITS> - j * BITS % 8)));
     } else {
-        using Word = std::conditional_t<BITS == 2, uint32_t, std::conditional_t<BITS == 4, uint16_t, uint8_t>>;
+        using Word = std::conditional_t<WIDTH<BITS> == 2, uint32_t, std::conditional_t<BITS == 4, uint16_t, uint8_t>>;
         uint8_t *bytes = static_cast<uint8_t *>(vectors);
-        Word words[32];
-        std::memcpy(words, digits, sizeof words);  // the columns of a stored byte together
-        for (int p = 0; p < VECTORS<BITS>; p++)
-            for (int i = 0; i < 32; i++) bytes[p * 32 + i] = static_cast<uint8_t>(words[i] >> (8 * p));
+        for (int done = 0; done < UNIT_COLUMNS<BITS>; done += sizeof(Word[32])) {
+            Word words[32];
+            std::memcpy(words, digits + done, sizeof words);  // the columns of a stored byte together
+            for (size_t p = 0; p < sizeof(Word); p++)
+                for (int i = 0; i < 32; i++) bytes[done + p * 32 + i] = static_cast<uint8_t>(words[i] >> (8 * p));
+        }
     }
 }
 
@@ -75,7 +87,7 @@ struct Ones {
     uint8_t bytes[UNIT_BYTES<BITS>] = {};
 
     constexpr Ones() {
-        for (int c = 0; c < UNIT_COLUMNS<BITS>; c++) bytes[c * BITS / 8] |= BITS == 8 ? 129 : 1 << (c * BITS % 8);
+        for (int c = 0; c < UNIT_COLUMNS<BITS>; c++) bytes[c * WIDTH<BITS> / 8] |= BITS == 8 ? 129 : 1 << (c * WIDTH<BITS> % 8);
     }
 };
 
@@ -107,6 +119,15 @@ LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
     } else if constexpr (BITS == 4) {
         __m256i v = _mm256_loadu_si256((const __m256i *)p), mask = _mm256_set1_epi8(15);
         return {{_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16(v, 4), mask)}};
+    } else if constexpr (BITS == TRITS) {
+        const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+        Codes<BITS> codes;
+        for (int k = 0; k < VECTORS<BITS>; k += 4) {
+            __m256i v = _mm256_loadu_si256((const __m256i *)(p + 8 * k)), w = _mm256_srli_epi16(v, 4);
+            codes.vectors[k] = _mm256_and_si256(v, low), codes.vectors[k + 1] = _mm256_and_si256(v, high);
+            codes.vectors[k + 2] = _mm256_and_si256(w, low), codes.vectors[k + 3] = _mm256_and_si256(w, high);
+        }
+        return codes;
     } else if constexpr (BITS == 2) {
         __m256i v = _mm256_loadu_si256((const __m256i *)p), mask = _mm256_set1_epi8(3);
         return {{_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16(v, 2), mask),
@@ -124,7 +145,8 @@ LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
 }
 
 /* Sums of code times activation, four bytes or two words to each. Two products of a code and an int8 fit in 16 bits below 8 bits,
- * as do the eight of four vectors of 2 bits; with 8 bits the sign is moved to the activation, and 128 * 127 * 2 fits. */
+ * as do the eight of four vectors of 2 bits; with 8 bits the sign is moved to the activation, and 128 * 127 * 2 fits. Of a ternary
+ * unit the sum in 16 bits is four times sixteen products with codes up to 2, and 4 * 16 * 2 * 127 fits. */
 template <int BITS>
 LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
     const __m256i *a = static_cast<const __m256i *>(activations);
@@ -134,6 +156,17 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
         return _mm256_dpbusd_epi32(_mm256_setzero_si256(), size, turned);
 #else
         return _mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), _mm256_set1_epi16(1));
+#endif
+    } else if constexpr (BITS == TRITS) {
+        __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};  // of codes as they are, and four times as much
+#if defined(__AVX512VNNI__)
+        for (int k = 0; k < VECTORS<BITS>; k++) sums[k % 2] = _mm256_dpbusd_epi32(sums[k % 2], codes.vectors[k], _mm256_load_si256(a + k));
+        return _mm256_add_epi32(_mm256_slli_epi32(sums[0], FOLD<BITS>), sums[1]);
+#else
+        for (int k = 0; k < VECTORS<BITS>; k++) {
+            sums[k % 2] = _mm256_add_epi16(sums[k % 2], _mm256_maddubs_epi16(codes.vectors[k], _mm256_load_si256(a + k)));
+        }
+        return _mm256_madd_epi16(_mm256_add_epi16(_mm256_slli_epi16(sums[0], FOLD<BITS>), sums[1]), _mm256_set1_epi16(1));
 #endif
     } else if constexpr (WINDOWS<BITS>) {
         __m256i sums = _mm256_madd_epi16(codes.vectors[0], _mm256_load_si256(a));
@@ -204,10 +237,13 @@ LEANLM_INLINE Codes<BITS> load_codes(const uint8_t *p) {
             std::memcpy(reinterpret_cast<uint8_t *>(codes.vectors) + 2 * place.position(), &word, 2);
         }
     } else {
-        Bytes v;
-        std::memcpy(&v, p, 32);
-        if (BITS == 8) v = v ^ static_cast<uint8_t>(0x80);
-        for (int k = 0; k < VECTORS<BITS>; k++) codes.vectors[k] = (v >> (k * BITS % 8)) & static_cast<uint8_t>((1 << BITS) - 1);
+        constexpr int FIELDS = 8 / WIDTH<BITS>;
+        for (int k = 0; k < VECTORS<BITS>; k++) {
+            Bytes v;
+            std::memcpy(&v, p + k / FIELDS * 32, 32);
+            if (BITS == 8) v = v ^ static_cast<uint8_t>(0x80);
+            codes.vectors[k] = (v >> (k % FIELDS * WIDTH<BITS>)) & static_cast<uint8_t>((1 << WIDTH<BITS>) - 1);
+        }
     }
     return codes;
 }
@@ -225,7 +261,7 @@ LEANLM_INLINE Sums dot(const Codes<BITS> &codes, const void *activations) {
             const int8_t *a = static_cast<const int8_t *>(activations) + 32 * k;
             for (int i = 0; i < 32; i++) {
                 int code = BITS == 8 ? static_cast<int8_t>(codes.vectors[k][i]) : codes.vectors[k][i];
-                sums[i / 4] += code * a[i];
+                sums[i / 4] += code * a[i] * (BITS == TRITS ? 1 << FOLD<BITS> : 1);
             }
         }
     }

@@ -191,7 +191,9 @@ void multiply(const Products &products, const float *x, int64_t x_stride, int64_
     if (!integers && (M > FEW || w.kind != LEANLM_FLOAT)) return many_rows(products, x, x_stride, M);
     if (!integers) return few_rows_of_floats(products, x, x_stride, M);
     switch (w.bits) {
-        case 2: return integers_of<2>(products, x, x_stride, M, precision);
+        case 2:
+            if (w.kind == LEANLM_TERNARY) return integers_of<TRITS>(products, x, x_stride, M, precision);
+            return integers_of<2>(products, x, x_stride, M, precision);
         case 3: return integers_of<3>(products, x, x_stride, M, precision);
         case 4: return integers_of<4>(products, x, x_stride, M, precision);
         case 6: return integers_of<6>(products, x, x_stride, M, precision);

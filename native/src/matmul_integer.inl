@@ -4,12 +4,14 @@
  * multiplies R rows of weights with MT rows of activations; results are written eight rows at a time. */
 
 constexpr int EIGHT_ROWS = 8;
+template <int BITS>
+constexpr int TAIL = std::max(32, UNIT_BYTES<BITS>);  // bytes from one row's last unit to the next's, as they are read
 
 /* R rows of weights, ready to be multiplied. */
 struct CodeRows {
     const uint8_t *codes;
     int64_t row_bytes;
-    const uint8_t *tails;  // the last unit of each row, 32 bytes apart, filled up with zeros; NULL where all are whole
+    const uint8_t *tails;  // the last unit of each row, TAIL apart, filled up with zeros; NULL where all are whole
     const float *scales;   // of the spans, or of the blocks of 32 columns where scales change inside units
     const float *zeros;    // base - zero, likewise; NULL where it is the same for all and in the activations' lanes
     int64_t stride;        // from one row's scales and zeros to the next's
@@ -22,6 +24,7 @@ struct IntegerTile {
 
     LEANLM_INLINE void add_unit(const uint8_t *codes, int64_t row_bytes, const int8_t *unit, int64_t unit_stride) {
         for (int r = 0; r < R; r++) {
+            if (R > 4) hide(unit);
             Codes<BITS> loaded = load_codes<BITS>(codes + r * row_bytes);
             for (int m = 0; m < MT; m++) {
                 const float *scales = reinterpret_cast<const float *>(unit + m * unit_stride + D * DIGIT_BYTES<BITS>);
@@ -65,7 +68,7 @@ LEANLM_INLINE void multiply_integers(const CodeRows &rows, const Integers &a, in
             ahead += step;
             tile.add_unit(codes, rows.row_bytes, unit, a.row_bytes);
         }
-        if (rows.tails && s == a.spans - 1) tile.add_unit(rows.tails, 32, unit, a.row_bytes);
+        if (rows.tails && s == a.spans - 1) tile.add_unit(rows.tails, TAIL<BITS>, unit, a.row_bytes);
         for (int r = 0; r < R; r++) {
             Eight scale = of_span<BITS, WHOLE>(rows.scales + r * rows.stride, s);
             for (int i = 0; i < MT; i++) held[r][i] = fma_eight(tile.sums[r][i], scale, held[r][i]);
@@ -110,10 +113,10 @@ struct IntegerProduct {
             spread(zeros, count);
         }
         if (tails) {
-            int64_t done = (a.units - 1) * UNIT_BYTES<BITS>, stored = (w.columns * BITS + 7) / 8;
-            std::memset(tails, 0, EIGHT_ROWS * 32);
+            int64_t done = (a.units - 1) * UNIT_BYTES<BITS>, stored = (w.columns * WIDTH<BITS> + 7) / 8;
+            std::memset(tails, 0, EIGHT_ROWS * TAIL<BITS>);
             for (int r = 0; r < count; r++)
-                std::memcpy(tails + 32 * r, static_cast<const uint8_t *>(w.data) + (row + r) * w.row_bytes + done, stored - done);
+                std::memcpy(tails + TAIL<BITS> * r, static_cast<const uint8_t *>(w.data) + (row + r) * w.row_bytes + done, stored - done);
         }
     }
 
@@ -126,7 +129,7 @@ struct IntegerProduct {
     CodeRows from(const CodeRows &rows, int r) const {
         CodeRows some = rows;
         some.codes += r * rows.row_bytes;
-        if (rows.tails) some.tails += 32 * r;
+        if (rows.tails) some.tails += TAIL<BITS> * r;
         some.scales += r * rows.stride;
         if (rows.zeros) some.zeros += r * rows.stride;
         return some;
@@ -152,7 +155,7 @@ struct IntegerProduct {
         thread_local Scratch scale_space, zero_space;
         float *scales = scale_space.of<float>(EIGHT_ROWS * stride);
         float *zeros = zero_space.of<float>(EIGHT_ROWS * stride);
-        alignas(32) uint8_t held_tails[EIGHT_ROWS * 32], *tails = w.columns % UNIT_COLUMNS<BITS> ? held_tails : nullptr;
+        alignas(32) uint8_t held_tails[EIGHT_ROWS * TAIL<BITS>], *tails = w.columns % UNIT_COLUMNS<BITS> ? held_tails : nullptr;
         Stream stream(static_cast<const uint8_t *>(w.data) + first * w.row_bytes, (end - first) * w.row_bytes, 4 * w.row_bytes);
         for (int64_t row = first; row < end; row += EIGHT_ROWS) {
             int count = static_cast<int>(std::min<int64_t>(EIGHT_ROWS, end - row));
@@ -162,7 +165,7 @@ struct IntegerProduct {
             int64_t m = 0;
             if constexpr (D == 1)
                 for (; m + 4 <= M; m += 4) eight_rows<2, 4>(rows, row, count, m, stream);
-            for (; m < M; m++) eight_rows<4, 1>(rows, row, count, m, stream);
+            for (; m < M; m++) eight_rows<BITS == TRITS ? 8 : 4, 1>(rows, row, count, m, stream);
         }
     }
 };
@@ -170,7 +173,7 @@ struct IntegerProduct {
 template <int BITS, int D>
 void few_integers(const Products &products, const float *x, int64_t x_stride, int64_t M) {
     const leanlm_weight &w = products.weight();
-    float zero = w.kind == LEANLM_TERNARY ? 1 : 1 << (BITS - 1), base = code_base<BITS, D>(zero);
+    float zero = BITS == TRITS ? 1 : 1 << (BITS - 1), base = code_base<BITS, D>(zero);
     int64_t group = w.groups > 1 ? w.columns / w.groups : UNIT_COLUMNS<BITS>;
     bool whole = group % UNIT_COLUMNS<BITS> == 0;
     int64_t units = (w.columns + UNIT_COLUMNS<BITS> - 1) / UNIT_COLUMNS<BITS>;

@@ -10,7 +10,7 @@ constexpr int64_t TASK_ROWS = 64;
 constexpr int64_t IN_CACHE = 128;    // rows of activations that stay in a core's second cache while weights pass by
 constexpr int64_t FEW_INTEGERS = 7;  // rows of activations up to which codes are multiplied as they are stored
 
-/* Blocks of 32 activations of COLUMN rows, filled up with zeros: [M / COLUMN, blocks, 8 steps, COLUMN, 4]. */
+/* Blocks of activations of COLUMN rows, filled up with zeros: [M / COLUMN, blocks, STEPS, COLUMN, 4]. */
 struct Blocks {
     int8_t *data;
     float *scales;     // [M / COLUMN, blocks, COLUMN]
@@ -19,38 +19,43 @@ struct Blocks {
     int64_t M, blocks, groups;
 };
 
-constexpr int64_t BLOCK_BYTES = 32 * COLUMN;
+template <int BITS>
+constexpr int STEPS = BLOCK_COLUMNS<BITS> / 4;
+template <int BITS>
+constexpr int64_t BLOCK_BYTES = BLOCK_COLUMNS<BITS> * COLUMN;
 
 Scratch block_space, scale_space, offset_space;
 
+template <int BITS>
 Blocks blocks_of(const float *x, int64_t x_stride, int64_t M, int64_t n, const float *factors, int32_t zero, int64_t groups) {
+    constexpr int N = BLOCK_COLUMNS<BITS>;
     Blocks a{};
     a.M = (M + COLUMN - 1) / COLUMN * COLUMN;
-    a.blocks = (n + 31) / 32;
+    a.blocks = (n + N - 1) / N;
     a.groups = groups;
-    a.data = block_space.of<int8_t>(a.M * a.blocks * 32);
+    a.data = block_space.of<int8_t>(a.M * a.blocks * N);
     a.scales = scale_space.of<float>(a.M * a.blocks);
     a.offsets = offset_space.of<int32_t>(a.M * a.blocks);
     a.sums = lane_sums.of<float>(a.M * groups);
     int64_t group_blocks = std::max<int64_t>(1, a.blocks / groups);
     parallel_for(a.M, [&](int64_t m) {
-        float columns[32], *sums = a.sums + m * groups;
-        int8_t digits[32];
+        float columns[N], *sums = a.sums + m * groups;
+        int8_t digits[N];
         std::fill(sums, sums + groups, 0.f);
         for (int64_t b = 0; b < a.blocks; b++) {
-            int64_t first = 32 * b, count = m < M ? std::min<int64_t>(32, n - first) : 0;
+            int64_t first = N * b, count = m < M ? std::min<int64_t>(N, n - first) : 0;
             const float *source = x + m * x_stride + first;
-            if (factors || count < 32) {
+            if (factors || count < N) {
                 for (int64_t i = 0; i < count; i++) columns[i] = factors ? source[i] * factors[first + i] : source[i];
-                std::fill(columns + count, columns + 32, 0.f);
+                std::fill(columns + count, columns + N, 0.f);
                 source = columns;
             }
             int64_t block = m / COLUMN * a.blocks + b, column = m % COLUMN;
-            float scale = quantise_block<1>(source, digits, 32);
+            float scale = quantise_block<1, N>(source, digits, N);
             int32_t sum = 0;
-            for (int i = 0; i < 32; i++) sum += digits[i];
-            for (int step = 0; step < 8; step++)
-                std::memcpy(a.data + block * BLOCK_BYTES + (step * COLUMN + column) * 4, digits + 4 * step, 4);
+            for (int i = 0; i < N; i++) sum += digits[i];
+            for (int step = 0; step < STEPS<BITS>; step++)
+                std::memcpy(a.data + block * BLOCK_BYTES<BITS> + (step * COLUMN + column) * 4, digits + 4 * step, 4);
             a.scales[block * COLUMN + column] = scale;
             a.offsets[block * COLUMN + column] = -zero * sum;
             sums[std::min(groups - 1, b / group_blocks)] += scale * static_cast<float>(sum);
@@ -62,9 +67,9 @@ Blocks blocks_of(const float *x, int64_t x_stride, int64_t M, int64_t n, const f
 /* Codes of 8 bits are signed where products of unsigned and signed bytes have to fit in 16 bits. */
 template <int BITS>
 constexpr bool SIGNED = BITS == 8 && !HAS_VNNI;
-/* Products of four columns, two to 16 bits, that may be added before they are widened. */
+/* Products of four columns, two to 16 bits, that may be added before they are widened: 128 with ternary codes, up to 2. */
 template <int BITS>
-constexpr int NARROW_STEPS = HAS_VNNI || BITS == 8 ? 1 : BITS == 6 ? 2 : 8;
+constexpr int NARROW_STEPS = HAS_VNNI || BITS == 8 ? 1 : BITS == 6 ? 2 : STEPS<BITS>;
 
 /* Adds to sums [COLUMN][2] the products of `count` blocks of two vectors of rows and COLUMN rows of activations, each block times
  * its activations' scales. A function of its own so that its sums of integers stay in registers. */
@@ -74,7 +79,7 @@ __attribute__((noinline)) void add_blocks(const uint8_t *codes, const int8_t *a,
     for (int64_t b = 0; b < count; b++, scales += COLUMN, offsets += COLUMN) {
         Sums whole[COLUMN][2];
         for (int m = 0; m < COLUMN; m++) whole[m][0] = whole[m][1] = all_sums(offsets[m]);
-        for (int from = 0; from < 8; from += NARROW_STEPS<BITS>) {
+        for (int from = 0; from < STEPS<BITS>; from += NARROW_STEPS<BITS>) {
             Narrow narrow[COLUMN][2] = {};
             for (int step = 0; step < NARROW_STEPS<BITS>; step++, codes += 4 * SIDE, a += 4 * COLUMN) {
                 Bytes w[2] = {load_bytes(codes), load_bytes(codes + 32)};
@@ -96,7 +101,7 @@ __attribute__((noinline)) void add_blocks(const uint8_t *codes, const int8_t *a,
     }
 }
 
-/* SIDE rows of a weight, ready to be multiplied: codes [blocks, 8 steps, SIDE, 4], scales and (where rows have zeros of their own)
+/* SIDE rows of a weight, ready to be multiplied: codes [blocks, STEPS, SIDE, 4], scales and (where rows have zeros of their own)
  * scales times zeros [groups, SIDE]. */
 struct Side {
     uint8_t *codes;
@@ -111,14 +116,14 @@ LEANLM_INLINE void multiply_side(const Side &w, const Blocks &a, int64_t m, cons
     int64_t group_blocks = a.groups > 1 ? a.blocks / a.groups : a.blocks;
     int64_t tile = m / COLUMN * a.blocks;
     const uint8_t *codes = w.codes;
-    const int8_t *digits = a.data + tile * BLOCK_BYTES;
+    const int8_t *digits = a.data + tile * BLOCK_BYTES<BITS>;
     const float *scales = a.scales + tile * COLUMN;
     const int32_t *offsets = a.offsets + tile * COLUMN;
     for (int64_t g = 0; g < a.groups; g++) {
         for (auto &column : group)
             for (auto &sum : column) sum = zero_eight();
         add_blocks<BITS>(codes, digits, scales, offsets, group_blocks, group[0]);
-        codes += group_blocks * 32 * SIDE, digits += group_blocks * BLOCK_BYTES;
+        codes += group_blocks * BLOCK_COLUMNS<BITS> * SIDE, digits += group_blocks * BLOCK_BYTES<BITS>;
         scales += group_blocks * COLUMN, offsets += group_blocks * COLUMN;
         for (int v = 0; v < 2; v++) {
             Eight scale = load_eight(w.scales + g * SIDE + 8 * v);
@@ -141,11 +146,11 @@ void unpack_block(const uint8_t *codes, int64_t row_bytes, int64_t rows, int64_t
     Bytes block[8];
     for (int64_t r = 0; r < 8; r++) {
         if (r < rows && columns >= 32) {
-            block[r] = block_of_codes<BITS>(codes + r * row_bytes);
+            block[r] = block_of_codes<WIDTH<BITS>>(codes + r * row_bytes);
             continue;
         }
         alignas(32) uint8_t held[32] = {};
-        if (r < rows) unpack_codes<BITS>(codes + r * row_bytes, 0, columns, held);
+        if (r < rows) unpack_codes<WIDTH<BITS>>(codes + r * row_bytes, 0, columns, held);
         block[r] = load_bytes(held);
     }
     if (SIGNED<BITS>)
@@ -154,12 +159,13 @@ void unpack_block(const uint8_t *codes, int64_t row_bytes, int64_t rows, int64_t
     for (int step = 0; step < 8; step++) store_bytes(out + 4 * SIDE * step, block[step]);
 }
 
+/* `units` of 32 columns. */
 template <int BITS>
-void fill_side(const leanlm_weight &w, int64_t row, int64_t count, int64_t blocks, float zero, const Side &side) {
+void fill_side(const leanlm_weight &w, int64_t row, int64_t count, int64_t units, float zero, const Side &side) {
     const uint8_t *data = static_cast<const uint8_t *>(w.data) + row * w.row_bytes;
     for (int64_t r = 0; r < SIDE; r += 8)
-        for (int64_t b = 0; b < blocks; b++)
-            unpack_block<BITS>(data + r * w.row_bytes + b * 4 * BITS, w.row_bytes, count - r, w.columns - 32 * b,
+        for (int64_t b = 0; b < units; b++)
+            unpack_block<BITS>(data + r * w.row_bytes + b * 4 * WIDTH<BITS>, w.row_bytes, count - r, w.columns - 32 * b,
                                side.codes + b * 32 * SIDE + 4 * r);
     std::fill(side.scales, side.scales + w.groups * SIDE, 0.f);
     for (int64_t r = 0; r < count; r++) {
@@ -177,15 +183,15 @@ void fill_side(const leanlm_weight &w, int64_t row, int64_t count, int64_t block
 template <int BITS>
 void integers_in_cache(const Products &products, int64_t skipped, const float *x, int64_t x_stride, int64_t M) {
     const leanlm_weight &first = products.weight();
-    int32_t zero = first.kind == LEANLM_TERNARY ? 1 : 1 << (BITS - 1);
-    const Blocks a = blocks_of(x, x_stride, M, first.columns, products.first->factors, SIGNED<BITS> ? 0 : zero, first.groups);
+    int32_t zero = BITS == TRITS ? 1 : 1 << (BITS - 1);
+    const Blocks a = blocks_of<BITS>(x, x_stride, M, first.columns, products.first->factors, SIGNED<BITS> ? 0 : zero, first.groups);
     products.over_rows(TASK_ROWS, [&](const Product &product, int64_t begin, int64_t end) {
         thread_local Scratch codes, scales, zeros;
-        Side side{codes.of<uint8_t>(a.blocks * 32 * SIDE), scales.of<float>(a.groups * SIDE), nullptr};
+        Side side{codes.of<uint8_t>(a.blocks * BLOCK_COLUMNS<BITS> * SIDE), scales.of<float>(a.groups * SIDE), nullptr};
         if (product.w.zeros) side.zeros = zeros.of<float>(a.groups * SIDE);
         for (int64_t row = begin; row < end; row += SIDE) {
             int64_t count = std::min<int64_t>(SIDE, end - row);
-            fill_side<BITS>(product.w, row, count, a.blocks, static_cast<float>(zero), side);
+            fill_side<BITS>(product.w, row, count, a.blocks * BLOCK_COLUMNS<BITS> / 32, static_cast<float>(zero), side);
             for (int64_t m = 0; m < M; m += COLUMN) multiply_side<BITS>(side, a, m, product.out.from(skipped), row, count, M);
         }
     });

@@ -1,6 +1,6 @@
 /* Activations as integers, in the order in which a unit of codes is multiplied with them.
  *
- * A block of 32 columns shares a scale. With D = 1 digit, x = scale a, |a| <= 127 (LEANLM_INT8); with D = 3,
+ * A block of columns (`BLOCK_COLUMNS`) shares a scale. With D = 1 digit, x = scale a, |a| <= 127 (LEANLM_INT8); with D = 3,
  * x = scale (a0 + a1 / 254 + a2 / 254^2), every |a| <= 127: within 2^-24 of the block's largest value (LEANLM_EXACT).
  * A block that holds a value that is not finite is not a number as a whole. */
 
@@ -36,11 +36,13 @@ LEANLM_INLINE float nearest(float x) {  // |x| < 2^22
 
 #if defined(__AVX2__)
 
-/* The largest size of x[32], or what is not a number: of floats without their sign, the bits are in the same order. */
+/* The largest size of x[N], or what is not a number: of floats without their sign, the bits are in the same order. */
+template <int N>
 LEANLM_INLINE float largest(const float *x) {
     const __m256i sizes = _mm256_set1_epi32(0x7fffffff);
     auto size = [&](int i) { return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + 8 * i)), sizes); };
     __m256i eight = _mm256_max_epi32(_mm256_max_epi32(size(0), size(1)), _mm256_max_epi32(size(2), size(3)));
+    for (int i = 4; i < N / 8; i++) eight = _mm256_max_epi32(eight, size(i));
     __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
@@ -57,10 +59,11 @@ LEANLM_INLINE void round_to_bytes(const float *x, float factor, int8_t *bytes) {
 
 #else
 
+template <int N>
 LEANLM_INLINE float largest(const float *x) {
-    uint32_t bits[32], most = 0;
+    uint32_t bits[N], most = 0;
     std::memcpy(bits, x, sizeof bits);
-    for (int i = 0; i < 32; i++) most = std::max(most, bits[i] & 0x7fffffff);
+    for (int i = 0; i < N; i++) most = std::max(most, bits[i] & 0x7fffffff);
     float size;
     std::memcpy(&size, &most, 4);
     return size;
@@ -72,20 +75,20 @@ LEANLM_INLINE void round_to_bytes(const float *x, float factor, int8_t *bytes) {
 
 #endif
 
-/* x[32] as digits [D], each `stride` bytes on, and the scale of the first. */
-template <int D>
+/* x[N] as digits [D], each `stride` bytes on, and the scale of the first. */
+template <int D, int N>
 LEANLM_INLINE float quantise_block(const float *__restrict x, int8_t *__restrict digits, int64_t stride) {
-    float size = largest(x);
+    float size = largest<N>(x);
     if (!(size < __builtin_inff())) {
-        for (int d = 0; d < D; d++) std::memset(digits + d * stride, 1, 32);
+        for (int d = 0; d < D; d++) std::memset(digits + d * stride, 1, N);
         return __builtin_nanf("");
     }
     if (D == 1) {
-        round_to_bytes(x, size > 1e-30f ? 127 / size : 0, digits);
+        for (int i = 0; i < N; i += 32) round_to_bytes(x + i, size > 1e-30f ? 127 / size : 0, digits + i);
         return size / 127;
     }
     float inverse = size > 1e-30f ? 127 * DIGIT * DIGIT / size : 0;
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < N; i++) {
         float whole = x[i] * inverse, first = nearest(whole * (1 / (DIGIT * DIGIT)));
         float rest = whole - first * (DIGIT * DIGIT), second = nearest(rest * (1 / DIGIT));
         digits[i] = static_cast<int8_t>(static_cast<int32_t>(first));
@@ -112,7 +115,8 @@ Eight quantise_unit(const float *x, int8_t *unit, float base) {
     int8_t digits[D][UNIT_COLUMNS<BITS>];
     float *scales = reinterpret_cast<float *>(unit + D * DIGIT_BYTES<BITS>);
     for (int block = 0; block < BLOCKS<BITS>; block++) {
-        float scale = quantise_block<D>(x + 32 * block, digits[0] + 32 * block, UNIT_COLUMNS<BITS>) / (1 << FOLD<BITS>);
+        constexpr int N = BLOCK_COLUMNS<BITS>;
+        float scale = quantise_block<D, N>(x + N * block, digits[0] + N * block, UNIT_COLUMNS<BITS>) / (1 << FOLD<BITS>);
         for (int lane = 0; lane < LANES; lane++) scales[block * LANES + lane] = scale;
     }
     for (int d = 0; d < D; d++) arrange<BITS>(digits[d], unit + d * DIGIT_BYTES<BITS>);

@@ -269,6 +269,13 @@ LEANLM_INLINE void keep(Vector &v) {
 #endif
 }
 
+/* A pointer that the compiler has to take for another one, whose values are read anew: it would keep more of them than there are
+ * registers for. */
+template <class Value>
+LEANLM_INLINE void hide(const Value *&p) {
+    __asm__ volatile("" : "+r"(p));
+}
+
 LEANLM_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace LEANLM_NAMESPACE

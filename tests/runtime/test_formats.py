@@ -26,7 +26,7 @@ from leanlm.ops.native import EXACT, INT8
 from leanlm.runtime.native import NativeRuntime
 
 CASES = {case.name: case for case in checkpoint_cases()}
-GROUP = 32  # activations that share a scale in 8 bits (INT8 in native/include/leanlm.h)
+GROUP, TERNARY_GROUP = 32, 256  # activations that share a scale in 8 bits (INT8 in native/include/leanlm.h)
 WIDE = ModelConfig(  # every matrix inside the layers divides into groups of 128
     128,
     90,
@@ -68,10 +68,10 @@ def test_scales_of_16_bits(format, scales):
     compare(module, text(WIDE, 2, 20), [1, 19])
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x [..., n] as the library holds it in 8 bits: whole multiples of 1/127 of the largest of every GROUP."""
+def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x [..., n] as the library holds it in 8 bits: whole multiples of 1/127 of the largest of every group."""
     n = x.shape[-1]
-    blocks = F.pad(x, (0, -n % GROUP)).unflatten(-1, (-1, GROUP))
+    blocks = F.pad(x, (0, -n % group)).unflatten(-1, (-1, group))
     scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
     return ((blocks / scale).round() * scale).flatten(-2)[..., :n]
 
@@ -81,7 +81,8 @@ def rounded_activations(monkeypatch):
     """Packed matrices are multiplied with rounded activations."""
 
     def linear(weight: Packed, x, bias=None):
-        return F.linear(rounded(x), weight.dequantize(x.dtype), bias)
+        group = TERNARY_GROUP if isinstance(weight, TernaryWeight) else GROUP
+        return F.linear(rounded(x, group), weight.dequantize(x.dtype), bias)
 
     with monkeypatch.context() as patch:
         for kind in (GroupedWeight, TernaryWeight):

@@ -10,6 +10,7 @@ from leanlm.api import as_cache_dtype, as_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
+from leanlm.ops.pages import Arena
 from leanlm.runtime import machine
 
 PIECE = 128  # rows of the prompt that a profile looks at, at most: those of one call of the runtime
@@ -26,7 +27,7 @@ class Reader:
     def read(self, nbytes: int, times: int) -> float:
         """Seconds of one read, the mean of so many in a row."""
         if len(self.block) != nbytes:
-            self.block = torch.ones(nbytes, dtype=torch.uint8)
+            self.block = Arena(nbytes).zeros((nbytes,), torch.uint8).fill_(1)
         return machine.read_seconds(self.block, times)
 
 

@@ -138,7 +138,7 @@ def _read(
                 ours[name] = tensor.to(device)
                 _check_finite(theirs.file, rule.theirs, tensor.scales, tensor.scales, True)
                 continue
-            changed = tensor.to(device, _target(name, tensor, dtype), copy=True) if copy else tensor
+            changed = theirs.arena.copy(tensor.to(device, _target(name, tensor, dtype))) if copy else tensor
             _check_finite(theirs.file, rule.theirs, tensor, changed, copy)
             ours[name] = changed
         theirs.forget(rule.theirs)

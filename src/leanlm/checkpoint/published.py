@@ -10,6 +10,7 @@ from leanlm.checkpoint.folder import CONFIG
 from leanlm.checkpoint.weights import Weights
 from leanlm.errors import CheckpointError
 from leanlm.model.packed import Packed
+from leanlm.ops.pages import Arena
 
 MAPPED_BYTES = 64 << 20  # how much of what is only read to be converted may stay mapped
 
@@ -33,6 +34,7 @@ class Published(Mapping[str, Tensor | Packed]):
             raise CheckpointError(f"{self.file}: {twice!r} is stored twice, as floats and packed ({self._parts[twice][0]!r})")
         self._names = dict.fromkeys([*(name for name in self._stored if name not in inside), *self._parts])
         self._packed: dict[str, Packed] = {}
+        self.arena = Arena(weights.nbytes)  # for what cannot stay in the mapped files
         # Mappings of their own, which can be given up as soon as what was read through them is converted.
         self._sources, self._mapped = Weights(weights.main.parent), 0
 
@@ -55,6 +57,7 @@ class Published(Mapping[str, Tensor | Packed]):
             of_config = str(error).startswith("quantization_config")
             raise CheckpointError(f"{self.file.parent / CONFIG if of_config else self.file}: {error}") from None
         if converted(weight, tensors.values()):
+            weight._apply(self.arena.copy)
             self._mapped += sum(tensor.nbytes for tensor in tensors.values())
         if self._mapped > MAPPED_BYTES:
             self._sources.release()

@@ -72,6 +72,11 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._file_of)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all files together."""
+        return sum(file.stat().st_size for file in set(self._file_of.values()))
+
     def release(self) -> None:
         """Forget the mappings, so that pages whose tensors are gone stop counting; they come back when next needed."""
         self._readers.clear()

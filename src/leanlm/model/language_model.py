@@ -160,11 +160,12 @@ class LanguageModel(nn.Module):
         """
         capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
         caches, recurrent = cache_dtype or dtype or self.cache_dtype, dtype or self.state_dtype
+        device = "meta" if self.device.type == "cpu" else self.device
         memories = [
-            s.mixer.new_state(batch, capacity, self.device, caches if isinstance(s.mixer, Attention) else recurrent)
+            s.mixer.new_state(batch, capacity, device, caches if isinstance(s.mixer, Attention) else recurrent)
             for s in self.sublayers()
         ]
-        return State(memories, torch.zeros(batch, dtype=torch.int64))
+        return State(memories, torch.zeros(batch, dtype=torch.int64)).materialised()
 
     def reset(self, std: float = 0.02) -> None:
         """Fresh weights for training: normal(0, std), the projections back into the stream divided by sqrt(sublayers)."""

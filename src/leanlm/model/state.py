@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leanlm.ops.pages import Arena
+
 Memory = dict[str, Tensor]  # a mixer's memory by name; axis 0 of every tensor is the batch
 
 
@@ -46,7 +48,12 @@ class State:
 
     def clone(self) -> "State":
         """An independent copy: a fork of the texts read so far."""
-        return self._map(Tensor.clone)
+        return self._map(Arena(self.nbytes).copy)
+
+    def materialised(self) -> "State":
+        """Zeros on the CPU in place of what is on the meta device."""
+        arena = Arena(self.nbytes)
+        return self._map(lambda t: arena.zeros(t.shape, t.dtype) if t.is_meta else t)
 
     def to(self, device: torch.device | str) -> "State":
         """The same state on `device`; positions stay on the CPU."""

@@ -13,6 +13,7 @@ from leanlm import runtime
 from leanlm.model import cost
 from leanlm.model.config import Attention, ModelConfig
 from leanlm.model.format import Format
+from leanlm.ops.pages import Arena
 
 BLOCK = 256 << 20  # bytes of a read, beyond caches
 BUDGET = 0.4  # seconds that measuring one rate may take
@@ -76,7 +77,7 @@ def read_seconds(block: Tensor, times: int = 1) -> float:
 
 def read_rates() -> dict[int, float]:
     """Bytes per second of plain reads by one thread and by all, by their number; the fastest of some, in about a second."""
-    block, all_threads, library, found = torch.ones(BLOCK, dtype=torch.uint8), threads(), _library(), {}
+    block, all_threads, library, found = Arena(BLOCK).zeros((BLOCK,), torch.uint8).fill_(1), threads(), _library(), {}
     try:
         for count in sorted({1, all_threads}):
             library.leanlm_set_threads(count)

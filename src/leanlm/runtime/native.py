@@ -1,7 +1,7 @@
 """The CPU runtime: a model lowered once into steps over fixed buffers, run by one C call per token or chunk of a prompt.
 
 It computes in float32 over the same weights and the same state tensors as the module, so a state may go from one to the
-other at any token. Packed weights are multiplied with activations rounded to 8 bits per 32 of them.
+other at any token. Packed weights are multiplied with activations rounded to 8 bits.
 """
 
 import threading
