@@ -19,7 +19,9 @@ def arena(request, monkeypatch):
 
 def test_tensors_lie_apart_and_hold_what_is_written(arena):
     shapes = [(3, 5), (), (0, 4), (1000, 1100), (7,)]
-    made = [arena.zeros(shape, dtype) for shape in shapes for dtype in (torch.float32, torch.bfloat16, torch.uint8, torch.int64)]
+    made = [
+        arena.zeros(shape, dtype) for shape in shapes for dtype in (torch.float32, torch.bfloat16, torch.uint8, torch.int64)
+    ]
     assert all(not tensor.any() for tensor in made)
     for value, tensor in enumerate(made):
         tensor.fill_(value % 100)
