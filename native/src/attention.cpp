@@ -7,7 +7,7 @@
 namespace leanlm::LEANLM_NAMESPACE {
 namespace {
 
-constexpr int64_t FEW = 4; /* tokens up to which they are read one by one */
+constexpr int64_t FEW = 7; /* tokens up to which they are read one by one */
 
 template <class F>
 void with_cache_dtype(int32_t dtype, F work) {

@@ -127,7 +127,7 @@ void share(const Ssd &s, int64_t m, int64_t g, int64_t tokens, const Shared &sha
             if (t + rows <= column) return;
             Tile<rows> tile;
             tile.clear();
-            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, shared.Bt + column, Q);
+            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, 1, shared.Bt + column, Q);
             tile.write(shared.scores + t * Q + column, Q);
         });
 }
@@ -201,9 +201,9 @@ void write_outputs(const Ssd &s, int64_t m, int64_t h, int64_t tokens, const Chu
         for_tile_rows(tokens, [&](int64_t t, auto rows) {
             Tile<rows> tile;
             tile.clear();
-            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, state + p, width);
+            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, 1, state + p, width);
             for (int r = 0; r < rows; r++) tile.scale(r, chunk.reach[t + r]);
-            tile.add_product(t + rows, chunk.weights + t * Q, Q, chunk.x + p, width);
+            tile.add_product(t + rows, chunk.weights + t * Q, Q, 1, chunk.x + p, width);
             for (int half = 0; half < 2; half++) {
                 float skips[W];
                 for (int i = 0; i < W; i++) skips[i] = p + half * W + i < s.P ? s.skip(h, p + half * W + i) : 0.0f;
@@ -223,7 +223,7 @@ void update_state(const Ssd &s, int64_t tokens, const Chunk &chunk, const float 
             Tile<rows> tile;
             tile.read(state + n * width + p, width);
             for (int r = 0; r < rows; r++) tile.scale(r, chunk.survival);
-            tile.add_product(tokens, Bt + n * Q, Q, chunk.scaled + p, width);
+            tile.add_product(tokens, Bt + n * Q, Q, 1, chunk.scaled + p, width);
             tile.write(state + n * width + p, width);
         });
 }

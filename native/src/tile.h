@@ -54,12 +54,13 @@ struct Tile {
         at[r][1] *= factor;
     }
 
-    /* += a [R, depth] times b [depth, two vectors]. */
-    LEANLM_INLINE void add_product(int64_t depth, const float *a, int64_t a_stride, const float *b, int64_t b_stride) {
+    /* += a [R, depth], whose rows and columns lie a_row and a_column apart, times b [depth, two vectors]. */
+    LEANLM_INLINE void add_product(int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
+                                   int64_t b_stride) {
         for (int64_t i = 0; i < depth; i++) {
             const Vec b0 = load(b + i * b_stride), b1 = load(b + i * b_stride + W);
             for (int r = 0; r < R; r++) {
-                const Vec factor = splat(a[r * a_stride + i]);
+                const Vec factor = splat(a[r * a_row + i * a_column]);
                 at[r][0] = fma(factor, b0, at[r][0]);
                 at[r][1] = fma(factor, b1, at[r][1]);
             }
