@@ -145,7 +145,6 @@ constexpr bool HAS_VNNI = false;
 using Narrow = __m256i;  // int16, two to a sum
 LEANLM_INLINE Bytes load_bytes(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 LEANLM_INLINE void store_bytes(void *p, Bytes v) { _mm256_storeu_si256((__m256i *)p, v); }
-LEANLM_INLINE Bytes flip_signs(Bytes v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)0x80)); }
 LEANLM_INLINE Bytes repeat_four(const int8_t *p) {
     int32_t four;
     std::memcpy(&four, p, 4);
@@ -157,16 +156,19 @@ LEANLM_INLINE Sums add_sums(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
 LEANLM_INLINE Narrow products(Bytes a, Bytes b) { return _mm256_maddubs_epi16(a, b); }
 LEANLM_INLINE Narrow add_narrow(Narrow a, Narrow b) { return _mm256_add_epi16(a, b); }
 LEANLM_INLINE Sums widen_narrow(Narrow v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
-/* sums + the products of four bytes each, a unsigned, or (SIGNED) both signed. */
-template <bool SIGNED>
+/* sums + the products of four bytes each, those of a unsigned. */
 LEANLM_INLINE Sums add_products(Sums sums, Bytes a, Bytes b) {
-    if (SIGNED) b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
 #if defined(__AVX512VNNI__)
     return _mm256_dpbusd_epi32(sums, a, b);
 #else
     return add_sums(sums, widen_narrow(products(a, b)));
 #endif
 }
+/* sums + the products of two int16 each. */
+LEANLM_INLINE Sums add_pairs(Sums sums, Bytes a, Bytes b) { return add_sums(sums, _mm256_madd_epi16(a, b)); }
+/* Unsigned bytes 0, 2, 4 .. and 1, 3, 5 .. as int16. */
+LEANLM_INLINE Bytes even_bytes(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xff)); }
+LEANLM_INLINE Bytes odd_bytes(Bytes v) { return _mm256_srli_epi16(v, 8); }
 /* Fours of bytes: four i of v[j] and four j of v[i] change places. */
 LEANLM_INLINE void transpose_fours(Bytes (&v)[8]) {
     Bytes pairs[8], quads[8];
@@ -223,7 +225,6 @@ LEANLM_INLINE Bytes load_bytes(const void *p) {
     return v;
 }
 LEANLM_INLINE void store_bytes(void *p, Bytes v) { std::memcpy(p, &v, sizeof v); }
-LEANLM_INLINE Bytes flip_signs(Bytes v) { return v ^ static_cast<uint8_t>(0x80); }
 LEANLM_INLINE Bytes repeat_four(const int8_t *p) {
     Bytes v;
     for (int i = 0; i < 32; i++) v[i] = static_cast<uint8_t>(p[i % 4]);
@@ -243,10 +244,24 @@ LEANLM_INLINE Sums widen_narrow(Narrow v) {
     for (int i = 0; i < 8; i++) sums[i] = v[2 * i] + v[2 * i + 1];
     return sums;
 }
-template <bool SIGNED>
 LEANLM_INLINE Sums add_products(Sums sums, Bytes a, Bytes b) {
-    for (int i = 0; i < 32; i++) sums[i / 4] += (SIGNED ? static_cast<int8_t>(a[i]) : a[i]) * static_cast<int8_t>(b[i]);
+    for (int i = 0; i < 32; i++) sums[i / 4] += a[i] * static_cast<int8_t>(b[i]);
     return sums;
+}
+LEANLM_INLINE Sums add_pairs(Sums sums, Bytes a, Bytes b) {
+    int16_t x[16], y[16];
+    std::memcpy(x, &a, sizeof x);
+    std::memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 16; i++) sums[i / 2] += x[i] * y[i];
+    return sums;
+}
+LEANLM_INLINE Bytes even_bytes(Bytes v) {
+    for (int i = 0; i < 32; i += 2) v[i + 1] = 0;
+    return v;
+}
+LEANLM_INLINE Bytes odd_bytes(Bytes v) {
+    for (int i = 0; i < 32; i += 2) v[i] = v[i + 1], v[i + 1] = 0;
+    return v;
 }
 LEANLM_INLINE void transpose_fours(Bytes (&v)[8]) {
     uint32_t fours[8][8];
