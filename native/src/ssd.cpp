@@ -2,8 +2,8 @@
  *
  * B texts  L tokens  H heads  P head width  G groups  N state width  Q tokens of a chunk
  *
- * A step is bound by the memory the state comes from: it is read and written once. In chunks the states are [N, P], P padded to
- * whole tiles, float32 until the last token has been read.
+ * A step is bound by the memory the state comes from: it is read and written once. In chunks the states are panels
+ * [N, TILE_COLUMNS] of their channels, float32 until the last token has been read.
  */
 #include "elementary.h"
 #include "workspace.h"
@@ -111,125 +111,141 @@ void steps(const Ssd &s, T *states) {
     });
 }
 
-/* What the heads of a group share in one chunk: B transposed [N, Q] and scores [t, s] = C[t] . B[s], s <= t. */
+/* What the heads of a group share in one chunk: B transposed [N, Q], C [Q, N] and scores [t, s] = C[t] . B[s], s <= t. */
 struct Shared {
-    float *Bt, *scores;
+    float *Bt, *C, *scores;
 
-    static int64_t size(const Ssd &s) { return (s.N + Q) * Q; }
-    Shared(const Ssd &s, float *memory) : Bt(memory), scores(memory + s.N * Q) {}
+    static int64_t size(const Ssd &s) { return (2 * s.N + Q) * Q; }
+    Shared(const Ssd &s, float *memory) : Bt(memory), C(Bt + s.N * Q), scores(C + s.N * Q) {}
 };
 
 void share(const Ssd &s, int64_t m, int64_t g, int64_t tokens, const Shared &shared) {
     const float *Bm = s.Bm + m * s.B_stride + g * s.N, *Cm = s.Cm + m * s.C_stride + g * s.N;
     transpose_rows([&](int64_t t) { return Bm + t * s.B_stride; }, tokens, s.N, shared.Bt, Q, Q);
+    for (int64_t t = 0; t < tokens; t++) memcpy(shared.C + t * s.N, Cm + t * s.C_stride, s.N * sizeof(float));
     for (int64_t column = 0; column < tokens; column += TILE_COLUMNS)
         for_tile_rows(tokens, [&](int64_t t, auto rows) {
             if (t + rows <= column) return;
             Tile<rows> tile;
             tile.clear();
-            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, 1, shared.Bt + column, Q);
+            tile.add_product(s.N, shared.C + t * s.N, s.N, 1, shared.Bt + column, Q);
             tile.write(shared.scores + t * Q + column, Q);
         });
 }
 
-/* One head's view of a chunk, in a thread's own memory. */
+/* One head's view of a chunk, in a thread's own memory. Decays are in powers of two. */
 struct Chunk {
     double decay[Q];             /* summed since the chunk began. Differences of these are wanted: after one strong decay
                                     float32 would have lost the digits of the weak ones that follow */
     float dt[Q], reach[Q];       /* reach: what a token still sees of the state the chunk was given */
-    float *weights, *x, *scaled; /* [Q, Q]; [Q, padded P] each: inputs, and what is left of them at the end, times dt */
+    float *weights, *x, *scaled; /* [Q, Q]; [panels, Q, TILE_COLUMNS] each: inputs, what is left of them at the end, times dt */
     float survival;
 
     static int64_t size(const Ssd &s) { return Q * Q + 2 * Q * padded(s.P); }
     Chunk(const Ssd &s, float *memory) : weights(memory), x(memory + Q * Q), scaled(x + Q * padded(s.P)) {}
 };
 
-/* exp(d[i]) for i < n rounded up to four whole vectors; d holds that many. */
-LEANLM_INLINE void exps_of(float *d, int64_t n) {
-    static_assert(Q % (4 * W) == 0);
-    for (int64_t i = 0; i < n; i += 4 * W) {
-        Vec x[4];
-        for (int v = 0; v < 4; v++) x[v] = load(d + i + v * W);
-        exps(x);
-        for (int v = 0; v < 4; v++) store(d + i + v * W, x[v]);
+/* d[i] = 2^(from - decay[i]) for i < n rounded up to two whole vectors, where that is at most 1. */
+LEANLM_INLINE void powers(double from, const double *decay, int64_t n, float *d) {
+    static_assert(Q % (2 * W) == 0);
+    for (int64_t i = 0; i < n; i += 2 * W) {
+        for (int64_t j = i; j < i + 2 * W; j++) d[j] = static_cast<float>(from - decay[j]);
+        Vec x[2] = {load(d + i), load(d + i + W)};
+        exp2s_of_negative(x);
+        store(d + i, x[0]);
+        store(d + i + W, x[1]);
     }
 }
 
 void read_gates(const Ssd &s, int64_t m, int64_t h, int64_t tokens, Chunk &chunk) {
     float log_decay[Q] = {};
     for (int64_t t = 0; t < tokens; t += W) s.gates(h, m + t, tokens - t < W ? tokens - t : W, log_decay + t, chunk.dt + t);
-    double total = 0;
-    for (int64_t t = 0; t < tokens; t++) chunk.decay[t] = total += log_decay[t];
-    for (int64_t t = 0; t < Q; t++) chunk.reach[t] = t < tokens ? static_cast<float>(chunk.decay[t]) : 0.0f;
-    exps_of(chunk.reach, tokens);
+    double total = 0, decayed[Q];
+    for (int64_t t = 0; t < Q; t++) {
+        chunk.decay[t] = total += log_decay[t] * double{LOG2_E};
+        decayed[t] = -total;
+    }
+    powers(0, decayed, Q, chunk.reach);
     chunk.survival = chunk.reach[tokens - 1];
 }
 
 void read_inputs(const Ssd &s, int64_t m, int64_t h, int64_t tokens, Chunk &chunk) {
-    const int64_t width = padded(s.P);
-    float keep[Q] = {};
-    for (int64_t t = 0; t < tokens; t++) keep[t] = static_cast<float>(chunk.decay[tokens - 1] - chunk.decay[t]);
-    exps_of(keep, tokens);
+    float keep[Q];
+    powers(chunk.decay[tokens - 1], chunk.decay, tokens, keep);
     for (int64_t t = 0; t < tokens; t++) {
         const float *from = s.x + (m + t) * s.x_stride + h * s.P;
-        for (int64_t p = 0; p < width; p += W) {
+        for (int64_t p = 0; p < padded(s.P); p += W) {
             const Vec x = p < s.P ? load_up_to(from + p, s.P - p) : zeros();
-            store(chunk.x + t * width + p, x);
-            store(chunk.scaled + t * width + p, x * (keep[t] * chunk.dt[t]));
+            const int64_t at = (p / TILE_COLUMNS * Q + t) * TILE_COLUMNS + p % TILE_COLUMNS;
+            store(chunk.x + at, x);
+            store(chunk.scaled + at, x * (keep[t] * chunk.dt[t]));
         }
     }
 }
 
-/* weights[t, i] = exp(decay[t] - decay[i]) scores[t, i] dt[i] for i <= t, zeros after that as far as a tile may read. */
+/* weights[t, i] = 2^(decay[t] - decay[i]) scores[t, i] dt[i] for i <= t, zeros after that as far as a tile may read. */
 void weigh(int64_t tokens, const float *scores, Chunk &chunk) {
     for (int64_t t = 0; t < tokens; t++) {
         float *row = chunk.weights + t * Q;
-        const double decay = chunk.decay[t];
-        for (int64_t i = 0; i <= t; i++) row[i] = static_cast<float>(decay - chunk.decay[i]);
-        for (int64_t i = t + 1; i % (4 * W); i++) row[i] = 0.0f;
-        exps_of(row, t + 1);
+        powers(chunk.decay[t], chunk.decay, t + 1, row);
         for (int64_t i = 0; i <= t; i += W) store(row + i, load(row + i) * load(scores + t * Q + i) * load(chunk.dt + i));
         for (int64_t i = t + 1; i < t + TILE_ROWS && i < Q; i++) row[i] = 0.0f;
     }
 }
 
 /* y = reach (C S) + weights x + D x. */
-void write_outputs(const Ssd &s, int64_t m, int64_t h, int64_t tokens, const Chunk &chunk, const float *state) {
-    const int64_t width = padded(s.P);
-    const float *Cm = s.Cm + m * s.C_stride + s.group(h) * s.N;
-    for (int64_t p = 0; p < s.P; p += TILE_COLUMNS)
+void write_outputs(const Ssd &s, int64_t m, int64_t h, int64_t tokens, const Chunk &chunk, const float *C, const float *state) {
+    for (int64_t p = 0; p < s.P; p += TILE_COLUMNS) {
+        const float *panel = state + p * s.N, *x = chunk.x + p * Q;
+        float skips[TILE_COLUMNS];
+        for (int i = 0; i < TILE_COLUMNS; i++) skips[i] = p + i < s.P ? s.skip(h, p + i) : 0.0f;
         for_tile_rows(tokens, [&](int64_t t, auto rows) {
             Tile<rows> tile;
             tile.clear();
-            tile.add_product(s.N, Cm + t * s.C_stride, s.C_stride, 1, state + p, width);
+            tile.add_product(s.N, C + t * s.N, s.N, 1, panel, TILE_COLUMNS);
             for (int r = 0; r < rows; r++) tile.scale(r, chunk.reach[t + r]);
-            tile.add_product(t + rows, chunk.weights + t * Q, Q, 1, chunk.x + p, width);
-            for (int half = 0; half < 2; half++) {
-                float skips[W];
-                for (int i = 0; i < W; i++) skips[i] = p + half * W + i < s.P ? s.skip(h, p + half * W + i) : 0.0f;
-                const Vec skip = load(skips);
+            tile.add_product(t + rows, chunk.weights + t * Q, Q, 1, x, TILE_COLUMNS);
+            for (int half = 0; half < 2; half++)
                 for (int r = 0; r < rows; r++)
-                    tile.at[r][half] = fma(skip, load(chunk.x + (t + r) * width + p + half * W), tile.at[r][half]);
-            }
+                    tile.at[r][half] =
+                        fma(load(skips + half * W), load(x + (t + r) * TILE_COLUMNS + half * W), tile.at[r][half]);
             tile.write_some(s.y + (m + t) * s.y_stride + h * s.P + p, s.y_stride, s.P - p);
         });
+    }
 }
 
 /* S = survival S + B^T (what is left of the inputs). */
 void update_state(const Ssd &s, int64_t tokens, const Chunk &chunk, const float *Bt, float *state) {
-    const int64_t width = padded(s.P);
     for (int64_t p = 0; p < s.P; p += TILE_COLUMNS)
         for_tile_rows(s.N, [&](int64_t n, auto rows) {
+            float *panel = state + p * s.N + n * TILE_COLUMNS;
             Tile<rows> tile;
-            tile.read(state + n * width + p, width);
+            tile.read(panel, TILE_COLUMNS);
             for (int r = 0; r < rows; r++) tile.scale(r, chunk.survival);
-            tile.add_product(tokens, Bt + n * Q, Q, 1, chunk.scaled + p, width);
-            tile.write(state + n * width + p, width);
+            tile.add_product(tokens, Bt + n * Q, Q, 1, chunk.scaled + p * Q, TILE_COLUMNS);
+            tile.write(panel, TILE_COLUMNS);
         });
 }
 
-/* The tokens t .. t + count - 1 of every text, count <= PASS. `carried` [B, H, N, padded P]. */
-void pass(const Ssd &s, int64_t t, int64_t count, float *carried) {
+/* A state [P, N] as panels, and back. */
+template <class T>
+void read_state(const Ssd &s, const T *state, float *panels) {
+    for (int64_t p = 0; p < s.P; p += TILE_COLUMNS)
+        transpose_rows([&](int64_t i) { return state + (p + i) * s.N; }, s.P - p, s.N, panels + p * s.N, TILE_COLUMNS,
+                       TILE_COLUMNS);
+}
+
+template <class T>
+void write_state(const Ssd &s, const float *panels, T *state) {
+    for (int64_t p = 0; p < s.P; p += TILE_COLUMNS)
+        transpose_back(panels + p * s.N, TILE_COLUMNS, s.P - p < TILE_COLUMNS ? s.P - p : TILE_COLUMNS, s.N, state + p * s.N,
+                       s.N);
+}
+
+/* The tokens t .. t + count - 1 of every text, count <= PASS; `carried` [B, H, panels, N, TILE_COLUMNS] holds the states between
+ * the first and the last. */
+template <class T>
+void pass(const Ssd &s, int64_t t, int64_t count, float *carried, T *states) {
     const int64_t chunks = (count + Q - 1) / Q, share_size = Shared::size(s);
     float *memory = workspace(Workspace::Shared, s.B * s.G * chunks * share_size);
     const auto tokens = [&](int64_t c) { return count - c * Q < Q ? count - c * Q : Q; };
@@ -241,30 +257,24 @@ void pass(const Ssd &s, int64_t t, int64_t count, float *carried) {
         const int64_t b = task / s.H, h = task % s.H;
         float *state = carried + task * s.N * padded(s.P);
         Chunk chunk(s, workspace(Workspace::Own, Chunk::size(s)));
+        if (t == 0) read_state(s, states + task * s.P * s.N, state);
         for (int64_t c = 0; c < chunks; c++) {
             const int64_t m = b * s.L + t + c * Q;
             const Shared shared(s, memory + ((b * s.G + s.group(h)) * chunks + c) * share_size);
             read_gates(s, m, h, tokens(c), chunk);
             read_inputs(s, m, h, tokens(c), chunk);
             weigh(tokens(c), shared.scores, chunk);
-            write_outputs(s, m, h, tokens(c), chunk, state);
+            write_outputs(s, m, h, tokens(c), chunk, shared.C, state);
             update_state(s, tokens(c), chunk, shared.Bt, state);
         }
+        if (t + count == s.L) write_state(s, state, states + task * s.P * s.N);
     });
 }
 
 template <class T>
 void sequence(const Ssd &s, T *states) {
-    const int64_t width = padded(s.P);
-    float *carried = workspace(Workspace::Carried, s.B * s.H * s.N * width);
-    parallel_for(s.B * s.H, [&](int64_t task) {
-        const T *state = states + task * s.P * s.N;
-        transpose_rows([&](int64_t p) { return state + p * s.N; }, s.P, s.N, carried + task * s.N * width, width, width);
-    });
-    for (int64_t t = 0; t < s.L; t += PASS) pass(s, t, s.L - t < PASS ? s.L - t : PASS, carried);
-    parallel_for(s.B * s.H, [&](int64_t task) {
-        transpose_back(carried + task * s.N * width, width, s.P, s.N, states + task * s.P * s.N, s.N);
-    });
+    float *carried = workspace(Workspace::Carried, s.B * s.H * s.N * padded(s.P));
+    for (int64_t t = 0; t < s.L; t += PASS) pass(s, t, s.L - t < PASS ? s.L - t : PASS, carried, states);
 }
 
 } // namespace
