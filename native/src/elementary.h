@@ -70,16 +70,25 @@ LEANLM_INLINE Vec silu(Vec x) {
     return one[0];
 }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + u), u = e^-|x|; log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3. */
+/* log(1 + e^x) = max(x, 0) + log(1 + u) of N vectors in place, u = e^-|x|; log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3. */
+template <int N>
+LEANLM_INLINE void softpluses(Vec (&x)[N]) {
+    Vec u[N], t[N], q[N];
+    for (int i = 0; i < N; i++) u[i] = from_bits(bits_of(x[i]) | 0x80000000u);
+    exps(u);
+    for (int i = 0; i < N; i++) u[i] /= u[i] + 2.0f;
+    for (int i = 0; i < N; i++) t[i] = u[i] * u[i];
+    for (int i = 0; i < N; i++) q[i] = fma(t[i], splat(0.116164811f), splat(0.108523294f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], t[i], splat(0.142962456f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], t[i], splat(0.199998513f));
+    for (int i = 0; i < N; i++) q[i] = fma(q[i], t[i], splat(0.333333343f));
+    for (int i = 0; i < N; i++) x[i] = at_least(x[i], zeros()) + 2.0f * fma(u[i] * t[i], q[i], u[i]);
+}
+
 LEANLM_INLINE Vec softplus(Vec x) {
-    const Vec u = exp(from_bits(bits_of(x) | 0x80000000u));
-    const Vec s = u / (u + 2.0f), t = s * s;
-    Vec q = fma(t, splat(0.116164811f), splat(0.108523294f));
-    q = fma(q, t, splat(0.142962456f));
-    q = fma(q, t, splat(0.199998513f));
-    q = fma(q, t, splat(0.333333343f));
-    const Vec log1p = 2.0f * fma(s * t, q, s);
-    return at_least(x, zeros()) + log1p;
+    Vec one[1] = {x};
+    softpluses(one);
+    return one[0];
 }
 
 /* x (1 + erf(x / sqrt 2)) / 2, from e^(t^2) erfc(t) as a polynomial in u = 1 / (1 + t / 2), t = |x| / sqrt 2. What rounding

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t BLOCK = 64; /* channels of a task */
 constexpr int64_t FEW = 4;    /* tokens up to which steps are faster */
+constexpr int V = 4;          /* vectors of channels side by side in long chains of operations */
 constexpr int64_t AHEAD = 2;  /* tokens whose inputs are fetched early: they lie whole rows apart */
 
 struct Scan {
@@ -81,29 +82,53 @@ void step(const Scan &s, int64_t m, int64_t first, int64_t count, T *h) {
     }
 }
 
-/* V vectors of channels through one token: h and A [N, BLOCK], A times log2(e). */
-template <int V>
-LEANLM_INLINE void scan_vectors(const Scan &s, int64_t m, int64_t channel, int64_t left, float *h, const float *A) {
-    const float *Bm = s.Bm + m * s.B_stride, *Cm = s.Cm + m * s.C_stride;
-    Vec dt[V], x[V], inputs[V], scanned[V];
-    for (int v = 0; v < V; v++) {
-        dt[v] = s.dt(m, channel + v * W, left - v * W);
-        x[v] = load_up_to(s.x + m * s.x_stride + channel + v * W, left - v * W);
-        inputs[v] = dt[v] * x[v];
-        scanned[v] = zeros();
+/* R numbers of the states of a vector of channels through one token: h and A [R, BLOCK], A times log2(e). */
+template <int R>
+LEANLM_INLINE void scan_states(float *h, const float *A, Vec dt, Vec inputs, const float *Bm, const float *Cm, Vec (&scanned)[2]) {
+    Vec decays[R];
+    for (int r = 0; r < R; r++) decays[r] = dt * load(A + r * BLOCK);
+    exp2s_of_negative(decays);
+    for (int r = 0; r < R; r++) {
+        const Vec state = fma(load(h + r * BLOCK), decays[r], inputs * splat(Bm[r]));
+        store(h + r * BLOCK, state);
+        scanned[r] = fma(state, splat(Cm[r]), scanned[r]);
     }
-    for (int64_t n = 0; n < s.N; n++) {
-        const Vec b = splat(Bm[n]), c = splat(Cm[n]);
-        Vec decays[V];
-        for (int v = 0; v < V; v++) decays[v] = dt[v] * load(A + n * BLOCK + v * W);
-        exp2s_of_negative(decays);
-        for (int v = 0; v < V; v++) {
-            const Vec state = fma(load(h + n * BLOCK + v * W), decays[v], inputs[v] * b);
-            store(h + n * BLOCK + v * W, state);
-            scanned[v] = fma(state, c, scanned[v]);
+}
+
+/* The values from i on, of `count`; zeros where there are none. */
+LEANLM_INLINE Vec part(const float *values, int64_t i, int64_t count) {
+    return i < count ? load_up_to(values + i, count - i) : zeros();
+}
+
+/* One token of a block of channels: h and A [N, BLOCK]. What is computed once for a channel is computed for all of them before and
+ * after their states: one alone would leave the units waiting. */
+void scan_token(const Scan &s, int64_t m, int64_t first, int64_t count, float *h, const float *A) {
+    const float *x = s.x + m * s.x_stride + first, *a = s.a + m * s.a_stride + first, *z = s.z + m * s.z_stride + first;
+    const float *Bm = s.Bm + m * s.B_stride, *Cm = s.Cm + m * s.C_stride;
+    float dts[BLOCK], sums[BLOCK];
+    for (int64_t i = 0; i < count; i += V * W) {
+        Vec dt[V];
+        for (int v = 0; v < V; v++) dt[v] = part(a, i + v * W, count) + part(s.dt_bias + first, i + v * W, count);
+        softpluses(dt);
+        for (int v = 0; v < V; v++) store(dts + i + v * W, dt[v]);
+    }
+    for (int64_t i = 0; i < count; i += W) {
+        const Vec dt = load(dts + i), inputs = dt * load_up_to(x + i, count - i);
+        Vec scanned[2] = {};
+        int64_t n = 0;
+        for (; n + 2 <= s.N; n += 2) scan_states<2>(h + n * BLOCK + i, A + n * BLOCK + i, dt, inputs, Bm + n, Cm + n, scanned);
+        if (n < s.N) scan_states<1>(h + n * BLOCK + i, A + n * BLOCK + i, dt, inputs, Bm + n, Cm + n, scanned);
+        store(sums + i, scanned[0] + scanned[1]);
+    }
+    for (int64_t i = 0; i < count; i += V * W) {
+        Vec gates[V];
+        for (int v = 0; v < V; v++) gates[v] = part(z, i + v * W, count);
+        silus(gates);
+        for (int64_t v = 0, at = i; v < V && at < count; v++, at += W) {
+            const Vec scanned = fma(part(s.D + first, at, count), part(x, at, count), load(sums + at));
+            store_up_to(s.y + m * s.y_stride + first + at, scanned * gates[v], count - at);
         }
     }
-    for (int v = 0; v < V; v++) s.write(m, channel + v * W, left - v * W, scanned[v], x[v]);
 }
 
 LEANLM_INLINE void fetch_row(const float *row, int64_t count) {
@@ -119,9 +144,7 @@ void scan_block(const Scan &s, int64_t b, int64_t first, int64_t count, float *h
             fetch_row(s.a + (m + AHEAD) * s.a_stride + first, count);
             fetch_row(s.z + (m + AHEAD) * s.z_stride + first, count);
         }
-        int64_t i = 0;
-        for (; i + 2 * W <= count; i += 2 * W) scan_vectors<2>(s, m, first + i, count - i, h + i, A + i);
-        for (; i < count; i += W) scan_vectors<1>(s, m, first + i, count - i, h + i, A + i);
+        scan_token(s, m, first, count, h, A);
     }
 }
 
