@@ -23,7 +23,7 @@ struct Fresh {
  * heads, then tokens, and a thread's memory for them. */
 struct Span {
     int64_t b, g, t, tokens, now, rows, tiles, P, width;
-    float *keys, *values, *scores; /* of a block: [BLOCK, width] each; [BLOCK + 1, LANES], an even number of keys being weighed */
+    float *keys, *values, *scores; /* of a block: [BLOCK, width] each; [BLOCK + 1, LANES]: pairs are weighed */
     float *queries, *sums;         /* [tiles, P, LANES]: times scale log2(e); of weighted values */
     float *peaks, *totals;         /* [tiles, LANES]: the largest score, the sum of weights 2^(score - peak) */
 
