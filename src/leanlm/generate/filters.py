@@ -3,7 +3,8 @@
 B rows  V tokens that may be produced
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from leanlm.generate.sampling import MAMBA_SSM, Sampling
 
 OUT = float("-inf")
+LIKELIEST = 256  # tokens among which a nucleus is looked for first
 
 
 def probabilities(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Tensor:
@@ -32,10 +34,23 @@ def probabilities(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Te
 
 def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """One token per row of logits [B, V]; every row draws one number from its own CPU generator (none when greedy)."""
-    if sampling.greedy:
-        return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))
-    numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    return draw(probabilities(logits, seen, sampling), numbers).tolist()
+    with one_thread():
+        if sampling.greedy:
+            return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))
+        numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+        return draw(probabilities(logits, seen, sampling), numbers).tolist()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes by one thread: others take longer to wake than a vocabulary takes, most of all where the native
+    library's own threads are waiting for the next token."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def likeliest(logits: Tensor) -> list[int]:
@@ -89,10 +104,18 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """The least likely tokens that together hold at most 1 - p out; the likeliest always stays."""
     if not 0 < p < 1:
         return logits
-    ascending, order = logits.sort(-1)
-    out = ascending.softmax(-1).cumsum(-1) <= 1 - p
-    out[:, -1] = False
-    return logits.masked_fill(out.scatter(1, order, out), OUT)
+    total, vocabulary = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
+    for count in (
+        min(LIKELIEST, vocabulary),
+        vocabulary,
+    ):  # as a rule few hold p, found sooner than an order of all
+        values, order = logits.topk(count)
+        held = (values - total).exp().cumsum(-1)
+        if count == vocabulary or bool((held[:, -1] > p).all()):
+            break
+    out = held.roll(1, -1) >= p  # those before hold it already
+    out[:, 0] = False
+    return torch.full_like(logits, OUT).scatter(1, order, values.masked_fill(out, OUT))
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:

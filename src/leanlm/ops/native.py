@@ -93,7 +93,7 @@ def library() -> ctypes.CDLL:
         raise UsageError(f"LEANLM_ISA={isa}: this CPU or library does not have it; choose portable, avx2 or avx512")
     threads = env.THREADS.get()
     if threads and (not threads.isdecimal() or lib.leanlm_set_threads(int(threads))):
-        raise UsageError(f"LEANLM_THREADS={threads}: give a number of threads from 1 on")
+        raise UsageError(f"LEANLM_THREADS={threads}: give a number of threads from 1 to 256")
     return lib
 
 

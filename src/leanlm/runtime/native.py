@@ -38,13 +38,12 @@ class Binding:
         self.table = program.bind(state)
         self.room = min((one.attend.slots for one in program.attending if not one.attend.window), default=UNBOUNDED)
 
-    def same(self, state: State) -> bool:
+    def same(self, state: State, closely: bool) -> bool:
         now, then = _memories(state), self.memory.tables
-        return len(now) == len(then) and all(map(is_, now, then)) and self.memory.same()
+        return len(now) == len(then) and all(map(is_, now, then)) and self.memory.same(closely)
 
-    def fits(self, tokens: Tensor, state: State) -> bool:
-        """Whether the state has rows and, where attention keeps all, room for the tokens [B, L]."""
-        positions = state.position.tolist()
+    def fits(self, tokens: Tensor, positions: list[int]) -> bool:
+        """Whether the state has rows and, where attention keeps all, room for the tokens [B, L] after those read."""
         return tokens.ndim == 2 and len(tokens) == len(positions) and max(positions) + tokens.shape[1] <= self.room
 
 
@@ -77,9 +76,10 @@ class NativeRuntime:
         than STATES and CACHES.
         """
         with ALONE:
-            binding = self._binding(state, tokens.shape[-1] > 1 or 0 in state.position.tolist())
+            positions = state.position.tolist()
+            binding = self._binding(state, tokens.shape[-1] > 1 or 0 in positions)
             # The module says what does not fit.
-            if binding is not None and binding.fits(tokens, state) and self._are_ids(tokens):
+            if binding is not None and binding.fits(tokens, positions) and self._are_ids(tokens):
                 return self._read(binding, tokens.long(), state, last_only)
         return self.module(tokens, state, last_only=last_only).float()
 
@@ -122,7 +122,7 @@ class NativeRuntime:
             self.program, self.snapshot = None, None
             self.bound.clear()
         found = self.bound.get(state)
-        if found is None or not found.same(state):
+        if found is None or not found.same(state, closely):
             self.bound.clear()
             dtypes = self._dtypes(state)
             if dtypes is None:
@@ -141,6 +141,9 @@ class NativeRuntime:
     def _are_ids(self, tokens: Tensor) -> bool:
         if tokens.dtype not in (torch.int64, torch.int32) or not tokens.is_cpu or not tokens.numel():
             return False
+        if tokens.shape[1] == 1:  # few, and plain numbers ask for the least code
+            ids = tokens.flatten().tolist()
+            return min(ids) >= 0 and max(ids) < self.module.config.padded_vocab_size
         ids = tokens.numpy()  # which wakes none of torch's threads
         return int(ids.min()) >= 0 and int(ids.max()) < self.module.config.padded_vocab_size
 

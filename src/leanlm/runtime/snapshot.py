@@ -5,11 +5,30 @@ from itertools import chain
 from operator import attrgetter, is_
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from leanlm.model.linear import Matrix
-from leanlm.model.packed import Packed
 
 _version = attrgetter("_version")
+
+
+class Registrations:
+    """How many parameters, buffers and modules were given to modules of this process since this was made."""
+
+    def __init__(self):
+        self.count = 0
+        for register in (
+            torch_module.register_module_parameter_registration_hook,
+            torch_module.register_module_buffer_registration_hook,
+            torch_module.register_module_module_registration_hook,
+        ):
+            register(self._add)
+
+    def _add(self, *registered: object) -> None:
+        self.count += 1
+
+
+REGISTRATIONS = Registrations()
 
 
 class Places:
@@ -36,8 +55,9 @@ class Memory(Places):
         self.kept = [tensor.detach() for tensor in self.tensors]  # of its own, where `.data` of the tensor is replaced
         self.addresses = self._addresses()
 
-    def same(self) -> bool:
-        return super().same() and self._addresses() == self.addresses
+    def same(self, closely: bool = True) -> bool:
+        """Whether they are the same objects and, looked at closely, lie where they did."""
+        return super().same() and not (closely and self._addresses() != self.addresses)
 
     def _addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
@@ -62,13 +82,14 @@ class Snapshot:
 
     `same` sees every change: also of layers, of what `.data` is, inside packed matrices, and what torch does not count as
     writing (through `.data`, by fused optimisers, to inference tensors), this not in the matrices, of which there are no
-    copies. `same_at_a_glance` sees weights that are replaced or written to. It touches little memory, since the weights of a
-    token leave none of it in a cache: for every new token of a text the whole would take a noticeable part of its time.
+    copies. `same_at_a_glance` sees weights that are replaced as attributes or written to. It touches little memory, since the
+    weights of a token leave none of it in a cache: for every new token of a text the whole would take a noticeable part of
+    its time.
     """
 
     def __init__(self, module: nn.Module):
         inside = list(module.modules())
-        self.places = Places([table for one in inside for table in _tables(one)])
+        self.registered = REGISTRATIONS.count
         self.versions = Versions(module.parameters())
         self.everything = Memory([t for one in inside for t in (one._parameters, one._buffers, one._modules) if t])
         self.buffers = Versions(module.buffers())
@@ -77,15 +98,14 @@ class Snapshot:
         self.values = [weight.clone() for weight in self.small]
 
     def same_at_a_glance(self) -> bool:
-        return self.places.same() and self.versions.same()
+        if self.registered != REGISTRATIONS.count:
+            return self.same()
+        return self.versions.same()
 
     def same(self) -> bool:
+        registered = REGISTRATIONS.count
         kept = self.everything.same() and self.versions.same() and self.buffers.same()
-        return kept and all(map(Tensor.equal, self.small, self.values))
-
-
-def _tables(module: nn.Module) -> list[dict[str, object]]:
-    """Where the module holds weights: parameters, and of a matrix what is packed."""
-    packed = isinstance(module, Matrix) and isinstance(module.weight, Packed)
-    found = [module._modules] if packed else []
-    return found + ([module._parameters] if any(one is not None for one in module._parameters.values()) else [])
+        if kept and all(map(Tensor.equal, self.small, self.values)):
+            self.registered = registered  # elsewhere
+            return True
+        return False
