@@ -15,6 +15,10 @@ class Variable:
     def get(self) -> str:
         return os.environ.get(self.name, self.default)
 
+    def put(self, value: str) -> None:
+        """Set it for this process, where another library reads it."""
+        os.environ[self.name] = value
+
     def is_set(self) -> bool:
         """Whether the value switches something on: anything but empty, 0, false, no and off."""
         return self.get().strip().lower() not in ("", "0", "false", "no", "off")
@@ -26,6 +30,7 @@ THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many
 DEBUG = Variable("LEANLM_DEBUG", "", "1: show tracebacks instead of one-line errors, as --debug does")
 HF_HUB_OFFLINE = Variable("HF_HUB_OFFLINE", "", "1: use only what is already on disk, as --offline does")
 HF_TOKEN = Variable("HF_TOKEN", "", "access token for gated repositories (read by huggingface_hub)")
+TOKENIZERS_PARALLELISM = Variable("TOKENIZERS_PARALLELISM", "", "false: one thread per tokenizer (read by tokenizers)")
 GOLDEN = Variable("LEANLM_GOLDEN", "", "folder of golden cases that the tests run besides their own")
 
-VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, GOLDEN)
+VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN)

@@ -104,6 +104,11 @@ class Tokenizer:
         return self._id("bos_token")
 
     @property
+    def eos_id(self) -> int | None:
+        """The tokenizer's own, whatever generation_config.json adds."""
+        return self._id("eos_token")
+
+    @property
     def pad_id(self) -> int | None:
         return self._id("pad_token")
 

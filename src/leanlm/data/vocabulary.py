@@ -1,5 +1,7 @@
-"""A byte-level BPE tokenizer of one's own, trained on one's own text by the `tokenizers` library."""
+"""A byte-level BPE tokenizer of one's own, trained on one's own text by the `tokenizers` library; what ids mean."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -17,3 +19,10 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 of the table of ids: tokenizers with the same fingerprint mean the same by every id, however their files are
+    written."""
+    table = sorted((id, token) for token, id in tokenizer.get_vocab(with_added_tokens=True).items())
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()

@@ -1,7 +1,6 @@
 """The training loop: one visible function. Data in, loss, step, report; checkpoints and validation at their times."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import signal
@@ -22,8 +21,9 @@ from leanlm.checkpoint.save import save_module
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.data import sources
 from leanlm.data.batches import Batch, Windows
-from leanlm.data.shards import Shards, write_shards
-from leanlm.data.vocabulary import END_OF_TEXT, train_bpe
+from leanlm.data.shards import Shards
+from leanlm.data.vocabulary import END_OF_TEXT, fingerprint, train_bpe
+from leanlm.data.writer import write_shards
 from leanlm.errors import CheckFailed, UsageError
 from leanlm.evaluate import loss as held_out_loss
 from leanlm.model.language_model import LanguageModel
@@ -148,15 +148,15 @@ def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> t
         bpe = train_bpe((d.text for d in learned), recipe.data.vocab_size)
         bpe.save(str(path.with_suffix(".partial")))
         path.with_suffix(".partial").replace(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        encode = lambda text: bpe.encode(text).ids  # noqa: E731
+        end = bpe.token_to_id(END_OF_TEXT)
         for target, texts in ((held, kept), (data, learned)):
-            encode = lambda text: bpe.encode(text).ids  # noqa: E731
-            end = bpe.token_to_id(END_OF_TEXT)
             if texts:
-                write_shards(target, (d.text for d in texts), encode, end, bpe.get_vocab_size(), digest)
+                write_shards(target, (d.text for d in texts), encode, end, bpe.get_vocab_size(), fingerprint(bpe))
     roles = json.dumps({"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}).encode()
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), {"tokenizer_config.json": roles})
     shards = Shards(data)
+    shards.check_tokenizer(fingerprint(tokenizer.core), tokenizer.vocab_size)
     held_shards = Shards(held) if held.is_dir() else None
     return Windows(shards, recipe.data.length, recipe.seed), held_shards, tokenizer
 
