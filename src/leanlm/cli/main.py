@@ -24,6 +24,8 @@ VERBS = {
     "pull": ("leanlm.cli.pull", "download a model"),
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
     "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
+    "data": ("leanlm.cli.data", "text into token shards; import, look into and check them"),
+    "import": ("leanlm.cli.import_checkpoint", "turn a training checkpoint of fms-fsdp into a model folder"),
     "recipe": ("leanlm.cli.recipe", "list, show or copy the recipes that come with the package"),
     "quantize": ("leanlm.cli.quantize", "write a model with weights of a few bits"),
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
