@@ -5,6 +5,7 @@ import enum
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from leanlm import families
@@ -54,9 +56,11 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     of_model = [name for name in found if wrapper is None or name.startswith(f"{wrapper}.")]
     whole = {name: torch.empty(found[name].size, dtype=found[name].properties.dtype) for name in of_model}
     try:
-        dcp.load(whole, storage_reader=reader, no_dist=True)
-    except Exception as error:  # dcp raises its own for whatever went wrong below it
-        cause = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process
+            dcp.load(whole, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # no Exception, and what went wrong inside
+        cause = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{folder}: a shard is missing or damaged ({first_line(cause)})") from None
     plain: dict[str, Tensor] = {}
     for name, tensor in whole.items():

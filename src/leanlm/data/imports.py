@@ -33,7 +33,9 @@ def bring(
     """
     format = format or _format(paths)
     if tokenizer is None and (vocab_size is None or not isinstance(end_of_text, int)):
-        raise UsageError("give the tokenizer that made these tokens (--tokenizer), or its --vocab-size and --end-of-text as an id")
+        raise UsageError(
+            "give the tokenizer that made these tokens (--tokenizer), or its --vocab-size and --end-of-text as an id"
+        )
     if tokenizer:
         end = tokenize.end_of(tokenizer, end_of_text)
         begin = tokenize.beginning_of(tokenizer, begin_of_text, end)

@@ -21,10 +21,10 @@ from leanlm.checkpoint.folder import read_json
 from leanlm.data import manifest as manifests
 from leanlm.data import writer
 from leanlm.data.corpus import Piece
-from leanlm.data.manifest import DOCUMENTS, MANIFEST, Manifest, Shard
-from leanlm.errors import CheckpointError, NotFound, UsageError
+from leanlm.data.manifest import DOCUMENTS, JOB, MANIFEST, Manifest, Shard
+from leanlm.errors import NotFound, UsageError
 
-JOB, PARTS, TOKENIZER = "job.json", "parts", "tokenizer"
+PARTS, TOKENIZER = "parts", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def begin(job: Job, folder: Path, tokenizer_files: dict[str, bytes]) -> bool:
     """
     if (folder / MANIFEST).exists():
         if manifests.read(folder).made_from != job.fingerprint:
-            raise UsageError(f"{folder}: holds shards of other files, of another tokenizer or with other settings; name a new folder")
+            raise UsageError(
+                f"{folder}: holds shards of other files, of another tokenizer or with other settings; name a new folder"
+            )
         return True
     if (folder / JOB).exists():
         if read_json(folder / JOB).get("fingerprint") != job.fingerprint:
@@ -106,8 +108,11 @@ def record(folder: Path, number: int) -> dict | None:
 
 
 def work(job: Job, folder: Path, number: int, producer: Callable) -> Done:
-    """Do one part, unless it is done. `producer(job, folder, pieces, count)` gives (tokens, bytes) of every document to keep and
-    reports those left out by `count(kind)`, kind being a field of `Done`."""
+    """Do one part, unless it is done.
+
+    `producer(job, folder, pieces, count)` gives (tokens, bytes) of every document to keep, and reports those left out by
+    `count(kind)`, kind being a field of `Done`.
+    """
     if found := record(folder, number):
         return Done(**found["done"])
     left_out = {"short": 0, "invalid": 0}
@@ -137,7 +142,7 @@ def todo(job: Job, folder: Path) -> list[int]:
 def finish(job: Job, folder: Path) -> Manifest:
     """Write index and manifest of a job all of whose parts are done, and clear away the records; the folder is complete then.
 
-    Raises CheckFailed where nothing at all was kept.
+    Raises UsageError where nothing at all was kept.
     """
     records = [record(folder, number) for number in range(len(job.parts))]
     if None in records:

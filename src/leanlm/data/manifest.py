@@ -10,6 +10,7 @@ from leanlm.errors import CheckpointError, NotFound
 
 FORMAT = 2
 MANIFEST, DOCUMENTS = "manifest.json", "documents.npy"
+JOB = "job.json"  # lies there until the manifest does
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def read(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        remedy = "tokenising it is unfinished: give the same command again" if (folder / "parts").is_dir() else "tokenise first"
+        remedy = "tokenising it is unfinished: give the same command again" if (folder / JOB).exists() else "tokenise first"
         raise NotFound(f"{folder}: no {MANIFEST}; {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); tokenise the data again") from None

@@ -51,7 +51,7 @@ class Shards:
         self._rows = np.cumsum([0] + [shard.documents for shard in everything])[kept]  # in documents.npy
         self.tokens, self.documents = int(self._firsts[-1]), int(self._ordinals[-1])
         self._starts, self._bytes = self._index()
-        self._open = lru_cache(KEPT_OPEN)(File)
+        self._root, self._open = str(self.folder), lru_cache(KEPT_OPEN)(File)
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         path, expected = self.folder / DOCUMENTS, (2, self.manifest.documents)
@@ -104,7 +104,7 @@ class Shards:
             number, done = number + 1, done + count
 
     def _tokens(self, number: int, inner: int, count: int) -> np.ndarray:
-        path, size = self.folder / self.shards[number].file, count * self.dtype.itemsize
+        path, size = f"{self._root}/{self.shards[number].file}", count * self.dtype.itemsize  # Path costs more than reading
         try:
             data = self._open(path).read(size, inner * self.dtype.itemsize)
         except FileNotFoundError:
@@ -136,7 +136,7 @@ class Shards:
         if known is not None and known != sha256:
             raise CheckpointError(
                 f"{self.folder}: made with another tokenizer ({self.manifest.vocab_size} ids, {known[:8]}) than this one "
-                f"({vocab_size} ids, {sha256[:8]}); tokenise the data again, or use the tokenizer in {self.folder / 'tokenizer'}"
+                f"({vocab_size} ids, {sha256[:8]}); tokenise the data again, or use the one in {self.folder / 'tokenizer'}"
             )
         if known is None and self.manifest.vocab_size > vocab_size:
             raise CheckpointError(
@@ -148,7 +148,7 @@ class Shards:
 class File:
     """A file open for reading at any place, by any thread; closed when nobody holds it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str):
         self._number = -1
         self._number = os.open(path, os.O_RDONLY)
 
@@ -164,9 +164,7 @@ class File:
             os.close(self._number)
 
 
-def examine(
-    folder: Path, checksums: bool = True, report: Callable[[int, int], None] = lambda done, of: None
-) -> dict[int, str]:
+def examine(folder: Path, checksums: bool = True, report: Callable[[int, int], None] = lambda done, of: None) -> dict[int, str]:
     """Shard number -> what is wrong with it, in a line that names it. `report` hears how many of how many were looked at.
 
     Raises as `manifest.read` does, and CheckpointError where the document index has not its checksum.
@@ -195,7 +193,7 @@ def refusal(folder: Path, bad: dict[int, str]) -> LeanLMError:
     first, *others = bad.values()
     more = f" (and {len(others)} more)" if others else ""
     kind = NotFound if all(reason.endswith("missing") for reason in bad.values()) else CheckpointError
-    return kind(f"{first}{more}; tokenise the data again, or leave such shards out with damaged = \"skip\"")
+    return kind(f'{first}{more}; tokenise the data again, or leave such shards out with damaged = "skip"')
 
 
 def check_same_vocabulary(sources: Sequence[Shards]) -> None:
@@ -203,4 +201,6 @@ def check_same_vocabulary(sources: Sequence[Shards]) -> None:
     known = [source for source in sources if source.manifest.tokenizer_sha256]
     for source in known[1:]:
         if source.manifest.tokenizer_sha256 != known[0].manifest.tokenizer_sha256:
-            raise CheckpointError(f"{known[0].folder} and {source.folder} were made with different tokenizers; tokenise one again")
+            raise CheckpointError(
+                f"{known[0].folder} and {source.folder} were made with different tokenizers; tokenise one again"
+            )

@@ -81,9 +81,7 @@ def beginning_of(tokenizer: Tokenizer, wanted: str | int | bool, end: int) -> in
 
 
 def _id(tokenizer: Tokenizer, token: str | int) -> int:
-    found = tokenizer.core.token_to_id(token) if isinstance(token, str) else token
-    if found is None and token.isdecimal():
-        found = int(token)
+    found = tokenizer.core.token_to_id(token) if isinstance(token, str) and not token.isdecimal() else int(token)
     if found is None or not 0 <= found < tokenizer.vocab_size:
         raise UsageError(f"{token!r} is no token of the tokenizer, nor an id below {tokenizer.vocab_size}")
     return found

@@ -10,6 +10,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from leanlm.errors import CheckpointError
 
 ENDING = (".tar",)
 PAD = -1
+MANIFEST = "manifest.jsonl"
 
 
 def plan(paths: Sequence[Path], size: int, **settings) -> Job:
@@ -35,7 +37,7 @@ def plan(paths: Sequence[Path], size: int, **settings) -> Job:
 def documents(job: Job, folder: Path, pieces: list[Piece], count: Callable[[str], None]) -> Iterator[tuple[np.ndarray, int]]:
     """The tokens of every piece of a document; the bytes of its text are not known, 0."""
     for piece in pieces:
-        for name, ids in _samples(Path(piece.path)):
+        for name, ids in _all_samples(Path(piece.path)):
             ids = ids[ids != PAD]
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < job.vocab_size:
                 raise CheckpointError(f"{piece.path}: {name} holds ids beyond a vocabulary of {job.vocab_size}")
@@ -45,6 +47,30 @@ def documents(job: Job, folder: Path, pieces: list[Piece], count: Callable[[str]
                         count("short")
                 else:
                     yield document, 0
+
+
+def _all_samples(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The samples of a file; raises CheckpointError where they are not as many as the manifest.jsonl beside it states (a tar
+    file that was cut short between two members looks whole)."""
+    seen = 0
+    for sample in _samples(path):
+        seen += 1
+        yield sample
+    stated = _stated(path.parent / MANIFEST).get(path.stem, seen)
+    if seen != stated:
+        raise CheckpointError(f"{path}: {seen} samples, {stated} stated in {MANIFEST}; download it again")
+
+
+@lru_cache(1)
+def _stated(manifest: Path) -> dict[str, int]:
+    """Shard -> how many samples a manifest says it has; empty where there is none."""
+    try:
+        records = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+        return {Path(str(r["shard"])).name.removesuffix(".tar"): r.get("num_sequences", r.get("num_chunks")) for r in records}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{manifest}: damaged ({error}); mend or remove it") from None
 
 
 def _samples(path: Path) -> Iterator[tuple[str, np.ndarray]]:

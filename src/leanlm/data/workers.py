@@ -9,9 +9,10 @@ from pathlib import Path
 
 from leanlm import env
 from leanlm.data import job as jobs
+from leanlm.data import manifest as manifests
 from leanlm.data.job import Done, Job
-from leanlm.data.manifest import Manifest
-from leanlm.errors import LeanLMError, UsageError
+from leanlm.data.manifest import MANIFEST, Manifest
+from leanlm.errors import LeanLMError, NotFound, UsageError
 
 Report = Callable[[Done, int], None]
 
@@ -28,25 +29,34 @@ def run(
     """Do what is left of a job in `folder`, and make the manifest when all is done.
 
     `share` (i, n) does only the parts numbered i, i + n, i + 2 n ...: n calls, on as many machines as one likes, do all of
-    them; what was not done when the last of them ended is None's reason: call again. `processes` 0: one per processor. `report`
+    them, and the one that ends last makes the manifest; the others return None. `processes` 0: one per processor. `report`
     hears what is done so far and of how many parts. The first error ends the work; finished parts stay.
     """
     which, of = share
     if not 0 <= which < of:
         raise UsageError(f"share {which}/{of}: the first is 0/{of}, the last {of - 1}/{of}")
     if jobs.begin(job, folder, tokenizer_files):
-        return jobs.manifests.read(folder)
+        return manifests.read(folder)
     left = [number for number in jobs.todo(job, folder) if number % of == which]
     done = sum((Done(**raw["done"]) for n in range(len(job.parts)) if (raw := jobs.record(folder, n))), Done())
     report(done, len(job.parts))
     count = min(processes or os.cpu_count() or 1, len(left))
-    with_processes = spread(job, folder, producer, left, count) if count > 1 else (
-        jobs.work(job, folder, number, producer) for number in left
-    )
-    for finished in with_processes:
+    alone = (jobs.work(job, folder, number, producer) for number in left)
+    for finished in spread(job, folder, producer, left, count) if count > 1 else alone:
         done += finished
         report(done, len(job.parts))
-    return None if jobs.todo(job, folder) else jobs.finish(job, folder)
+    return _finished(job, folder)
+
+
+def _finished(job: Job, folder: Path) -> Manifest | None:
+    """The manifest, made here or by whoever else ended last; None where parts of other shares are missing."""
+    try:
+        if not jobs.todo(job, folder):
+            return jobs.finish(job, folder)
+    except (NotFound, OSError):
+        if not (folder / MANIFEST).exists():
+            raise
+    return manifests.read(folder) if (folder / MANIFEST).exists() else None
 
 
 def spread(job: Job, folder: Path, producer: Callable, numbers: Iterable[int], count: int) -> Iterator[Done]:
