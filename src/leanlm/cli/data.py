@@ -118,11 +118,11 @@ def tokenize(command: Tokenize) -> None:
     }
     tokenizer = named_tokenizer(command.tokenizer)
     if command.cluster:
-        cluster.tokenize(command.paths, command.out, tokenizer, settings, command.cluster, command.tasks, _pairs(command.slurm))
-        print(f"when its tasks are done, the same command without --cluster completes {command.out}", file=sys.stderr)
-        return
-    with Line() as line:
-        made = tokenize(command.paths, command.out, tokenizer, **settings, **_work(command), report=line)
+        slurm = _pairs(command.slurm)
+        made = cluster.tokenize(command.paths, command.out, tokenizer, settings, command.cluster, command.tasks, slurm)
+    else:
+        with Line() as line:
+            made = tokenize(command.paths, command.out, tokenizer, **settings, **_work(command), report=line)
     _print_made(command, made)
 
 
@@ -176,7 +176,7 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
 
 def _print_made(command: Work, made) -> None:
     if made is None:
-        print(f"{command.out}: this share is done, others are not", file=sys.stderr)
+        print(f"{command.out}: not complete yet; the share that ends last completes it", file=sys.stderr)
     elif command.json:
         counts = {name: getattr(made, name) for name in ("tokens", "documents", "short", "invalid")}
         print(json.dumps({"folder": str(command.out), "shards": len(made.shards), **counts}, indent=2))

@@ -6,8 +6,10 @@ therefore a function of p alone, and the counter p is all that a checkpoint must
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -98,6 +100,19 @@ class Mixture:
         check_same_vocabulary([source.shards for source in sources])
         self._begin = np.asarray(begin, np.int64)
 
+    @classmethod
+    def open(
+        cls,
+        folders: Mapping[str | Path, float],
+        length: int,
+        seed: int,
+        damaged: Literal["refuse", "skip"] = "refuse",
+        begin: Sequence[int] | None = None,
+    ) -> "Mixture":
+        """Folders of shards -> weights, in windows of `length`; `damaged` as for `Shards`."""
+        sources = [Windows(Shards(folder, damaged), length, seed) for folder in folders]
+        return cls(sources, list(folders.values()), begin)
+
     def batch(self, position: int, size: int) -> Batch:
         """Rows number position .. position + size of the run."""
         length = self.sources[0].length
@@ -110,6 +125,11 @@ class Mixture:
             self.sources[number].fill(ordinal[rows], rows, tokens, targets, marks)
         segments = torch.from_numpy(marks.cumsum(1)) if marks[:, 1:].any() else None
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), segments)
+
+    def check_tokenizer(self, sha256: str, vocab_size: int) -> None:
+        """`Shards.check_tokenizer` of every source."""
+        for source in self.sources:
+            source.shards.check_tokenizer(sha256, vocab_size)
 
     def counts(self, position: int) -> tuple[int, ...]:
         """How many windows each source has given before row `position`, those of earlier phases included."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.data import extras
+from leanlm.data import manifest as manifests
+from leanlm.data.manifest import MANIFEST, Manifest
 from leanlm.data.tokenize import tokenize as tokenise
 from leanlm.errors import UsageError
 
@@ -18,11 +20,13 @@ def tokenize(
     executor: str,
     tasks: int,
     slurm: Mapping[str, str],
-) -> None:
+) -> Manifest | None:
     """Have datatrove run `tasks` tasks, each a share of `data.tokenize.tokenize` with `settings`: "local" here and now,
-    "slurm" as a job array (`slurm`: settings of its executor; time and partition are needed). Logs go beside `folder`.
+    "slurm" as a job array (`slurm`: settings of its executor; time and partition are needed). Logs go beside `folder`. The task
+    that ends last makes the manifest; it is returned where it is there already.
 
-    Its markers of finished tasks and our records of finished parts agree: what is done is not done again.
+    Its markers of finished tasks are passed over: a part's own record says what is done, and outlives a removed folder no more
+    than the part does.
     """
     if tasks < 1:
         raise UsageError(f"--tasks {tasks}: at least 1")
@@ -31,10 +35,12 @@ def tokenize(
     engines = extras.package("datatrove.executor")
     step = partial(share, [path.resolve() for path in paths], folder.resolve(), tokenizer.files, dict(settings))
     logs = str(folder.resolve().with_name(folder.name + ".logs"))
+    common = {"tasks": tasks, "logging_dir": logs, "skip_completed": False}
     if executor == "local":
-        engines.LocalPipelineExecutor([step], tasks=tasks, logging_dir=logs).run()
+        engines.LocalPipelineExecutor([step], **common).run()
     else:
-        engines.SlurmPipelineExecutor([step], tasks=tasks, logging_dir=logs, job_name=folder.name, **slurm).run()
+        engines.SlurmPipelineExecutor([step], job_name=folder.name, **common, **slurm).run()
+    return manifests.read(folder) if (folder / MANIFEST).exists() else None
 
 
 def share(

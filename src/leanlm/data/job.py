@@ -72,11 +72,9 @@ def begin(job: Job, folder: Path, tokenizer_files: dict[str, bytes]) -> bool:
 
     Raises UsageError where the folder holds something else.
     """
-    if (folder / MANIFEST).exists():
-        if manifests.read(folder).made_from != job.fingerprint:
-            raise UsageError(
-                f"{folder}: holds shards of other files, of another tokenizer or with other settings; name a new folder"
-            )
+    # Others may begin or end the same job meanwhile: the job's file is the first to come, and goes after the manifest is there.
+    there = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if _complete(job, folder):
         return True
     if (folder / JOB).exists():
         if read_json(folder / JOB).get("fingerprint") != job.fingerprint:
@@ -84,7 +82,9 @@ def begin(job: Job, folder: Path, tokenizer_files: dict[str, bytes]) -> bool:
                 f"{folder}: holds the beginnings of another job (other files, tokenizer or settings, or files changed since); "
                 "name a new folder, or remove this one"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif _complete(job, folder):
+        return True
+    elif there:
         raise UsageError(f"{folder}: exists and is not empty; name a new folder")
     with replacing(folder) as aside:
         aside(JOB).write_text(json.dumps({"fingerprint": job.fingerprint, **dataclasses.asdict(job)}), encoding="utf-8")
@@ -93,6 +93,15 @@ def begin(job: Job, folder: Path, tokenizer_files: dict[str, bytes]) -> bool:
             for name, content in tokenizer_files.items():
                 aside(name).write_bytes(content)
     return False
+
+
+def _complete(job: Job, folder: Path) -> bool:
+    """Whether the manifest of this job is there; raises UsageError where it is that of another."""
+    if not (folder / MANIFEST).exists():
+        return False
+    if manifests.read(folder).made_from != job.fingerprint:
+        raise UsageError(f"{folder}: holds shards of other files, another tokenizer or other settings; name a new folder")
+    return True
 
 
 def record(folder: Path, number: int) -> dict | None:
