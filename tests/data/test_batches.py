@@ -109,6 +109,8 @@ def test_a_changed_mixture_goes_on_where_its_sources_stopped(tmp_path):
 
 def test_epochs(tmp_path):
     windows = Windows(make(tmp_path / "data", LENGTHS), 8, seed=3)
+    first, second = windows.order(np.arange(2 * windows.count)).reshape(2, -1).tolist()
+    assert first != second and sorted(first) == sorted(second)
     assert Mixture([windows]).epochs(3 * windows.count) == (3.0,)
 
 

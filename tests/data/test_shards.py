@@ -77,6 +77,7 @@ def test_damaged_shards_are_named_and_skipped_when_asked(shards, damage):
     kept = [2 + sum(LENGTHS[:i]) for i in range(6)]
     firsts = [int(rest.document(i)[0]) for i in range(rest.documents)]
     assert set(firsts) < set(kept) and firsts == sorted(firsts)
+    assert rest.bytes.tolist() == [3 * LENGTHS[kept.index(first)] for first in firsts]
     assert rest.beginnings(0, rest.tokens).tolist() == [i for i in range(rest.tokens) if i == 0 or rest.read(i - 1, 1) == END]
 
 
