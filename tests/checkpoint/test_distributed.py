@@ -56,6 +56,18 @@ def test_it_becomes_a_model(llama, tmp_path, wrap):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_command(llama, tmp_path, leanlm, tokenizer_folder):
+    write(tmp_path / "run" / "checkpoints" / "step_3_ckp", llama[1])
+    (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
+    argv = ["import", tmp_path / "run", tmp_path / "out", "--tokenizer", tokenizer_folder]
+    assert leanlm(*argv, "--config", tmp_path / "llama.json").code == 0
+    assert load_module(tmp_path / "out").config.d_model == 16 and (tmp_path / "out" / "tokenizer.json").exists()
+    ran = leanlm(*argv[:2], tmp_path / "other", "--config", "avengers-llama3-1.8b")
+    assert ran.code == 4 and "does config.json belong to these weights?" in ran.err
+    assert leanlm(*argv, "--config", "nonsense").code == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_mamba_hybrid_with_a_tied_head(tmp_path):
     case = OWN / "mamba2" / "ss_hybrid_dconv"
     raw = json.loads((case / "config.json").read_text())

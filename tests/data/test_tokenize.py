@@ -141,6 +141,7 @@ def test_a_full_disk_loses_nothing(folder, tmp_path, tokenizer, small_parts, mon
             break
         except LeanLMError as error:
             assert "No space" in str(error) and "\n" not in str(error)
+            assert "same command" in str(error)
         assert not list((tmp_path / "data").rglob(".*.partial"))
     assert written > 2 and contents(tmp_path / "whole") == contents(tmp_path / "data")
 
@@ -255,6 +256,28 @@ def test_a_process_that_is_killed_is_noticed(folder, tmp_path, tokenizer, small_
     jobs.begin(job, tmp_path / "data", tokenizer.files)
     with pytest.raises(LeanLMError, match=r"code -9 .*same command"):
         list(workers.spread(job, tmp_path / "data", die, [0, 1, 2], 2))
+
+
+def fill_up(job, folder, pieces, count):
+    """A process that finds the disk full while another is in the middle of a shard."""
+    (folder / f".busy-{os.getpid()}").touch()
+    while len(list(folder.glob(".busy-*"))) < 2:
+        time.sleep(0.01)
+    if folder / f".busy-{os.getpid()}" == min(folder.glob(".busy-*")):
+        time.sleep(0.1)
+        raise OSError(28, "No space left on device")
+    while True:
+        yield [1, 2], 1
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_the_end_of_one_process_leaves_nothing_of_the_others(folder, tmp_path, tokenizer, small_parts):
+    job = tokenising.plan([folder], tokenizer, "text", None, True, 1, False, 1000)
+    jobs.begin(job, tmp_path / "data", tokenizer.files)
+    with pytest.raises(LeanLMError, match=r"No space.*same command"):
+        list(workers.spread(job, tmp_path / "data", fill_up, [0, 1, 2], 2))
+    assert not list((tmp_path / "data").rglob("*.partial"))
 
 
 def test_lines_of_a_file_cut_anywhere(tmp_path):

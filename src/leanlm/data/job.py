@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from leanlm.data import manifest as manifests
 from leanlm.data import writer
 from leanlm.data.corpus import Piece
 from leanlm.data.manifest import DOCUMENTS, JOB, MANIFEST, Manifest, Shard
-from leanlm.errors import NotFound, UsageError
+from leanlm.errors import LeanLMError, NotFound, UsageError, first_line
 
 PARTS, TOKENIZER = "parts", "tokenizer"
 
@@ -86,12 +87,13 @@ def begin(job: Job, folder: Path, tokenizer_files: dict[str, bytes]) -> bool:
         return True
     elif there:
         raise UsageError(f"{folder}: exists and is not empty; name a new folder")
-    with replacing(folder) as aside:
-        aside(JOB).write_text(json.dumps({"fingerprint": job.fingerprint, **dataclasses.asdict(job)}), encoding="utf-8")
-    if tokenizer_files:
-        with replacing(folder / TOKENIZER) as aside:
-            for name, content in tokenizer_files.items():
-                aside(name).write_bytes(content)
+    with _writing(folder):
+        with replacing(folder) as aside:
+            aside(JOB).write_text(json.dumps({"fingerprint": job.fingerprint, **dataclasses.asdict(job)}), encoding="utf-8")
+        if tokenizer_files:
+            with replacing(folder / TOKENIZER) as aside:
+                for name, content in tokenizer_files.items():
+                    aside(name).write_bytes(content)
     return False
 
 
@@ -131,16 +133,32 @@ def work(job: Job, folder: Path, number: int, producer: Callable) -> Done:
 
     dtype = writer.id_type(job.vocab_size)
     documents = producer(job, folder, job.pieces(number), count)
-    written = writer.write_documents(folder, f"tokens-{number:05}", documents, dtype, job.shard_tokens)
+    with _writing(folder):
+        written = writer.write_documents(folder, f"tokens-{number:05}", documents, dtype, job.shard_tokens)
     sizes = int(written.documents[1].sum())
     tokens = sum(shard.tokens for shard in written.shards)
     done = Done(1, tokens, written.documents.shape[1], sizes, **left_out)
     raw = {"dtype": dtype.str, "done": dataclasses.asdict(done), "shards": [dataclasses.asdict(s) for s in written.shards]}
-    with replacing(folder / PARTS) as aside:
+    with _writing(folder), replacing(folder / PARTS) as aside:
         with aside(f"{number:05}.npy").open("wb") as file:
             np.save(file, written.documents)
         aside(f"{number:05}.json").write_text(json.dumps(raw), encoding="utf-8")
     return done
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A failure to write says what stays."""
+    try:
+        yield
+    except (LeanLMError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or first_line(cause)
+        raise LeanLMError(
+            f"{folder}: cannot write ({reason}); finished parts are kept: make room, and give the same command again"
+        ) from cause
 
 
 def todo(job: Job, folder: Path) -> list[int]:
@@ -160,7 +178,7 @@ def finish(job: Job, folder: Path) -> Manifest:
     if not total.documents:
         raise UsageError(f"{folder}: no document was kept ({total.short} too short, {total.invalid} invalid)")
     tables = [np.load(folder / PARTS / f"{number:05}.npy", mmap_mode="r") for number in range(len(records))]
-    with replacing(folder) as aside:
+    with _writing(folder), replacing(folder) as aside:
         writer.write_index(aside(DOCUMENTS), tables)
         digest = manifests.sha256(aside(DOCUMENTS))
     made = Manifest(
@@ -175,7 +193,7 @@ def finish(job: Job, folder: Path) -> Manifest:
         invalid=total.invalid,
         made_from=job.fingerprint,
     )
-    with replacing(folder) as aside:
+    with _writing(folder), replacing(folder) as aside:
         aside(MANIFEST).write_text(manifests.text(made), encoding="utf-8")
     del tables
     shutil.rmtree(folder / PARTS, ignore_errors=True)

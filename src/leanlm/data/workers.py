@@ -82,6 +82,9 @@ def spread(job: Job, folder: Path, producer: Callable, numbers: Iterable[int], c
     finally:
         for process in crew.values():
             process.terminate()
+            process.join()
+            for half in folder.rglob(f".*.{process.pid}.partial"):
+                half.unlink(missing_ok=True)
 
 
 def _answer(connection: Connection, process: multiprocessing.Process) -> Done | None:
