@@ -23,7 +23,13 @@ class Shard:
     sha256: str
 
     def __post_init__(self):
-        if Path(self.file).name != self.file or self.tokens < 1 or self.documents < 1:
+        if (
+            "/" in self.file
+            or "\\" in self.file
+            or self.tokens < 1
+            or self.documents < 1
+            or len(bytes.fromhex(self.sha256)) != 32
+        ):
             raise ValueError(f"shard {self.file!r} of {self.tokens} tokens")
 
 
@@ -43,6 +49,10 @@ class Manifest:
     short: int = 0
     invalid: int = 0
     made_from: str = ""
+
+    def __post_init__(self):
+        if self.dtype not in ("<u2", "<u4") or not 0 <= self.end_of_text < self.vocab_size:
+            raise ValueError(f"ids of type {self.dtype!r}, {self.end_of_text} of {self.vocab_size} ending texts")
 
     @property
     def tokens(self) -> int:

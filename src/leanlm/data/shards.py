@@ -20,9 +20,10 @@ from typing import Literal
 import numpy as np
 
 from leanlm.data import manifest as manifests
-from leanlm.data.manifest import DOCUMENTS, Shard
+from leanlm.data.manifest import DOCUMENTS, Manifest, Shard
 from leanlm.errors import CheckpointError, LeanLMError, NotFound
 
+Report = Callable[[int, int], None]
 KEPT_OPEN = 64  # files of one folder; a process may have as many folders as a mixture has sources
 
 
@@ -37,7 +38,7 @@ class Shards:
         self.folder = Path(folder)
         self.manifest = manifests.read(self.folder)
         self.dtype = np.dtype(self.manifest.dtype)
-        bad = examine(self.folder, checksums)
+        bad = _damage(self.folder, self.manifest, checksums)
         if bad and damaged == "refuse":
             raise refusal(self.folder, bad)
         self.skipped: tuple[str, ...] = tuple(bad.values())
@@ -164,12 +165,15 @@ class File:
             os.close(self._number)
 
 
-def examine(folder: Path, checksums: bool = True, report: Callable[[int, int], None] = lambda done, of: None) -> dict[int, str]:
+def examine(folder: Path, checksums: bool = True, report: Report = lambda done, of: None) -> dict[int, str]:
     """Shard number -> what is wrong with it, in a line that names it. `report` hears how many of how many were looked at.
 
     Raises as `manifest.read` does, and CheckpointError where the document index has not its checksum.
     """
-    stated = manifests.read(folder)
+    return _damage(folder, manifests.read(folder), checksums, report)
+
+
+def _damage(folder: Path, stated: Manifest, checksums: bool, report: Report = lambda done, of: None) -> dict[int, str]:
     if checksums and (folder / DOCUMENTS).exists() and manifests.sha256(folder / DOCUMENTS) != stated.documents_sha256:
         raise CheckpointError(f"{folder / DOCUMENTS}: checksum differs from the manifest; tokenise the data again")
     with os.scandir(folder) as entries:
