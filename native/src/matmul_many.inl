@@ -1,7 +1,7 @@
 /* Any weights times many rows of activations, in float32: a block of weights is unpacked in the cache and multiplied with panels
  * of V W rows of activations, TILE rows of weights at a time in registers. */
 
-constexpr int64_t DEPTH = 512;             // columns unpacked at a time
+constexpr int64_t DEPTH = 256;             // columns unpacked at a time: a panel of them and a tile fit in the first cache
 constexpr int64_t DEPTH_STRIDE = DEPTH + 16;  // so that rows do not fall on the same lines of the cache
 constexpr int BLOCK = 48;                  // rows unpacked at a time
 constexpr int64_t MOST_ROWS = 512;         // of activations, in one pass over the weights
@@ -44,6 +44,16 @@ const float *panels_of(const float *x, int64_t x_stride, int64_t M, int64_t n) {
     return panels;
 }
 
+/* Sums [8, P] of rows of the weight from `row` on, `rows` of which there are, for up to P rows of activations. */
+template <int P>
+void put_eight_rows(const float *sums, int64_t M, const Output &out, int64_t row, int64_t rows) {
+    for (int64_t m = 0; m < std::min<int64_t>(P, M); m++) {
+        const float *s = sums + m;
+        Eight values = {s[0], s[P], s[2 * P], s[3 * P], s[4 * P], s[5 * P], s[6 * P], s[7 * P]};
+        out.put(m, row, values, static_cast<int>(std::min<int64_t>(8, rows)));
+    }
+}
+
 template <int V>
 void many_rows(const Product &product, const float *x, int64_t x_stride, int64_t M, const Output &out) {
     constexpr int P = V * W;
@@ -67,8 +77,8 @@ void many_rows(const Product &product, const float *x, int64_t x_stride, int64_t
                 for (int64_t r = 0; r < tiles * TILE<V>; r += TILE<V>)
                     multiply_tile<V>(weights + r * DEPTH_STRIDE, panels + (p * n + k0) * P, depth, sums + (p * BLOCK + r) * P);
         }
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t r = 0; r < rows; r++) out.put(m, first + r, sums[(m / P * BLOCK + r) * P + m % P]);
+        for (int64_t p = 0; p < count; p++)
+            for (int64_t r = 0; r < rows; r += 8) put_eight_rows<P>(sums + (p * BLOCK + r) * P, M - p * P, out.from(p * P), first + r, rows - r);
     });
 }
 
