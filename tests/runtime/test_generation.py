@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import leanlm as library
 from golden_cases import OWN
@@ -12,6 +13,7 @@ from leanlm import Session, load
 from leanlm import runtime as runtimes
 from leanlm.api import Model
 from leanlm.evaluate.loss import measure
+from leanlm.model.linear import Linear
 from leanlm.quantize.convert import to_format
 
 pytest.importorskip("leanlm.runtime.native", reason="the native library was not built")
@@ -101,3 +103,19 @@ def test_hooked_modules_run_as_they_are(mixer):
     assert runtimes.of(module) is module
     hook.remove()
     assert isinstance(runtimes.of(module), NativeRuntime)
+    hook = register_module_forward_pre_hook(lambda *_: None)  # of every module of the process
+    assert runtimes.of(module) is module
+    hook.remove()
+    assert isinstance(runtimes.of(module), NativeRuntime)
+
+
+def test_modules_with_another_inside_run_as_they_are():
+    class Adapted(Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module = build(alone(ONE_OF_EACH["mamba1"]))
+    adapted = Adapted(module.layers[0][0].mixer.in_proj.in_features, module.layers[0][0].mixer.in_proj.out_features)
+    adapted.reset(0.1)
+    module.layers[0][0].mixer.in_proj = adapted
+    assert runtimes.of(module) is module

@@ -12,12 +12,13 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, cfg: config.MLP):
         super().__init__()
-        self.activation = F.gelu if cfg.activation == "gelu" else F.silu
+        self.config = cfg
         self.in_proj = Linear(width, cfg.d_ff, cfg.bias)
         self.out_proj = Linear(cfg.d_ff, width, cfg.bias)
 
     def forward(self, x: Tensor, state=None, segments=None) -> Tensor:
-        return self.out_proj(self.activation(self.in_proj(x)))
+        activation = F.gelu if self.config.activation == "gelu" else F.silu
+        return self.out_proj(activation(self.in_proj(x)))
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> None:
         return None

@@ -5,11 +5,13 @@ import weakref
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 from leanlm import env
 from leanlm.model.language_model import LanguageModel
 
+OWN = ("leanlm.model.", nn.ModuleList.__module__)  # where the classes are from that can be lowered
 Run = Callable[..., Tensor]  # run(tokens, state, last_only=False) -> logits, as LanguageModel.forward
 
 _RUNNING: "weakref.WeakKeyDictionary[LanguageModel, Run]" = weakref.WeakKeyDictionary()
@@ -30,10 +32,13 @@ def of(module: LanguageModel) -> Run:
 
 
 def changed(module: LanguageModel) -> bool:
-    """Whether the module does, or may do, something else than its class says."""
-    inside = list(module.modules())
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in inside)
-    return hooked or type(module) is not LanguageModel
+    """Whether the module, or one inside it, does or may do something else than leanlm's own classes say."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or not type(m).__module__.startswith(OWN)
+        for m in module.modules()
+    )
 
 
 @functools.cache

@@ -180,7 +180,7 @@ class Program:
 def mlp(program: Program, mixer: MLP) -> None:
     hidden = program.buffer("wide", mixer.in_proj.out_features)
     program.linear(mixer.in_proj, program.h, hidden)
-    program.activate(steps.GELU if mixer.activation is torch.nn.functional.gelu else steps.SILU, hidden, hidden)
+    program.activate(steps.GELU if mixer.config.activation == "gelu" else steps.SILU, hidden, hidden)
     program.into_stream(mixer.out_proj, hidden)
 
 
