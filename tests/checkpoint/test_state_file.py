@@ -172,3 +172,15 @@ def test_a_full_disk_leaves_the_old_file(llama, saved):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved.read_bytes() == before and [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("name, value", [("position", -7), ("position", 10**12), ("start", -3), ("start", 50)])
+def test_positions_that_cannot_be_are_refused(llama, saved, tmp_path, name, value):
+    state = state_file.read(saved, llama).state
+    next(memory for memory in state.memories if memory)[name].fill_(value)
+    tensors = state.tensors()
+    with safe_open(saved, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "bad.state", metadata)
+    with pytest.raises(CheckpointError):
+        state_file.read(tmp_path / "bad.state", llama)

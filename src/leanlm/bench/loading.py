@@ -39,7 +39,7 @@ def folders(into: Path, model: str, format: str, dtype: str) -> Iterator[tuple[s
 def once(folder: Path) -> dict:
     """Seconds and bytes of one process."""
     with Worker("leanlm") as worker:
-        loaded = worker.call("load", path=str(folder), dtype=None, threads=None, state_dtype=None)
+        loaded = worker.call("load", path=str(folder), dtype=None, threads=None)
         state = worker.call("fill", batch=1, context=0, room=PROMPT + NEW)
         worker.call("prefill", length=PROMPT)
         worker.call("decode", count=NEW)

@@ -34,7 +34,14 @@ class Reader:
 class Ours:
     """One model from a folder, with one state."""
 
-    def load(self, path: str, dtype: str | None, threads: int | None, state_dtype: str | None, cache_dtype: str | None) -> dict:
+    def load(
+        self,
+        path: str,
+        dtype: str | None,
+        threads: int | None,
+        state_dtype: str | None = None,
+        cache_dtype: str | None = None,
+    ) -> dict:
         """Loads the model; returns what it is and what runs it."""
         if threads:
             machine.set_threads(threads)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from leanlm.checkpoint import codecs
+from leanlm.checkpoint import aligned, codecs
 from leanlm.checkpoint.aside import replacing
 from leanlm.checkpoint.folder import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, read_json
 from leanlm.checkpoint.tokenizer import Tokenizer
@@ -50,7 +49,7 @@ def save_module(
     superseded = _weight_files(folder) - {target}
     with replacing(folder) as aside:
         if weights == "safetensors":
-            save_file(tensors, aside(target), metadata={"format": "pt"})
+            aligned.write(aside(target), tensors, {"format": "pt"})
         else:
             torch.save(tensors, aside(target))
         text = json.dumps(settings(module, family, raw, held, quantization), indent=2)

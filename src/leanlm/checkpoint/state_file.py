@@ -125,6 +125,13 @@ def unpack(module: LanguageModel, tensors: Mapping[str, Tensor], capacity: int) 
     for i, memory in enumerate(state.memories):
         for name in memory or ():
             memory[name] = _restored(f"{i}.{name}", memory[name], tensors[f"{i}.{name}"], f"{i}.{name}" in growing)
+    for memory in state.memories:
+        if memory and "position" in memory:
+            read, start = memory["position"], memory["start"]
+            if not (torch.equal(read.cpu(), position) and bool(((start >= 0) & (start <= read)).all())):
+                raise CheckpointError(
+                    "holds no state: its memories disagree on how many tokens they have seen; the file is damaged"
+                )
     state.position = position.clone()
     return state
 

@@ -13,6 +13,9 @@ from leanlm.errors import UsageError
 Append = tyro.conf.UseAppendAction
 
 
+MOST_THREADS = 256  # that the native library starts
+
+
 @dataclass(frozen=True)
 class Command:
     """Measure MODEL on this CPU: prefill and decode in tokens per second, the bytes that a token moves, and the share they
@@ -101,6 +104,8 @@ def check(command: Command):
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and number < least:
                 raise UsageError(f"--{name} {number}: must be at least {least}")
+    if command.threads and command.threads > MOST_THREADS:
+        raise UsageError(f"--threads {command.threads}: at most {MOST_THREADS}")
     for name in ("context", "batch"):
         if not getattr(command, name):
             raise UsageError(f"--{name}: give at least one number")

@@ -9,7 +9,7 @@ import tyro
 
 from leanlm.generate.sampling import Sampling
 
-StateDtype = Literal["auto", "float32", "bfloat16", "float16"]
+StateDtype = Literal["auto", "float32", "bfloat16"]
 CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 

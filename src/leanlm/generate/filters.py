@@ -3,6 +3,7 @@
 B rows  V tokens that may be produced
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from leanlm.generate.sampling import MAMBA_SSM, Sampling
 
 OUT = float("-inf")
+ALONE = threading.Lock()
 LIKELIEST = 256  # tokens among which a nucleus is looked for first
 
 
@@ -45,12 +47,13 @@ def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: 
 def one_thread() -> Iterator[None]:
     """Torch computes by one thread: others take longer to wake than a vocabulary takes, most of all where the native
     library's own threads are waiting for the next token."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with ALONE:  # the number is the whole process's
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def likeliest(logits: Tensor) -> list[int]:

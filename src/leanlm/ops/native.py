@@ -63,7 +63,8 @@ def path() -> Path:
         if (file := Path(folder) / FILE).exists():
             return file
     raise ImportError(
-        "leanlm was installed without its native library: no C++17 compiler was found then; install it again with one"
+        "leanlm was installed without its native library: no C++17 compiler was found then, or compiling failed "
+        "(pip install --verbose says why); install it again with one"
     )
 
 
@@ -92,7 +93,7 @@ def library() -> ctypes.CDLL:
     if isa and lib.leanlm_set_isa(isa.encode()):
         raise UsageError(f"LEANLM_ISA={isa}: this CPU or library does not have it; choose portable, avx2 or avx512")
     threads = env.THREADS.get()
-    if threads and (not threads.isdecimal() or lib.leanlm_set_threads(int(threads))):
+    if threads and (not threads.isdecimal() or len(threads) > 3 or lib.leanlm_set_threads(int(threads))):
         raise UsageError(f"LEANLM_THREADS={threads}: give a number of threads from 1 to 256")
     return lib
 

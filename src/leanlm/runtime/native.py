@@ -4,6 +4,7 @@ It computes in float32 over the same weights and the same state tensors as the m
 other at any token. Packed weights are multiplied with activations rounded to 8 bits.
 """
 
+import os
 import threading
 import weakref
 from operator import is_
@@ -29,6 +30,15 @@ POSITIONS = (torch.int64,)
 ALONE = threading.Lock()  # the library runs on one pool of threads and is called by one thread at a time
 
 
+def _alone_again() -> None:
+    global ALONE
+    ALONE = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a child's other threads are gone, with what they held
+    os.register_at_fork(after_in_child=_alone_again)
+
+
 class Binding:
     """A program bound to one state: the table of its tensors, good while these are the ones it was made of."""
 
@@ -51,7 +61,8 @@ class NativeRuntime:
     """Stands in for `LanguageModel.forward` with a state and without gradients or packed documents, on the CPU.
 
     Weights that changed since the last call are noticed: however it was done where a text begins and where several tokens are
-    read, before a single next token where they were replaced or torch counted the writing (see `Snapshot`).
+    read, before a single next token where they were given to a module anew or torch counted writing to a parameter (see
+    `Snapshot`).
     """
 
     def __init__(self, module: LanguageModel, precision: int = INT8):
@@ -93,7 +104,7 @@ class NativeRuntime:
                 self._run(binding, part, logits if start + piece >= L else None, True)
             else:
                 self._run_into(binding, part, logits[:, start : start + piece])
-        state.position += L
+            state.position += part.shape[1]  # piece by piece, so that Ctrl-C between them leaves a whole state
         return logits
 
     def _run_into(self, binding: Binding, tokens: Tensor, logits: Tensor) -> None:
