@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fake_hub import FakeHub
 from leanlm import load
-from leanlm.checkpoint import save, state_file
+from leanlm.checkpoint import aligned, state_file
 from leanlm.errors import CapacityError, LeanLMError, UsageError
 from tiny_models import add_tokenizer, copy_case, edit_config
 
@@ -331,7 +331,7 @@ def test_full_disk_leaves_the_old_session(leanlm, model, session, monkeypatch):
 
 def test_full_disk_leaves_no_half_saved_model(model, tmp_path, monkeypatch):
     loaded = load(model)
-    monkeypatch.setattr(save, "save_file", full_disk)
+    monkeypatch.setattr(aligned, "save_file", full_disk)
     with pytest.raises(LeanLMError, match="No space left on device"):
         loaded.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()

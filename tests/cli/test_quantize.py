@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_models import build
 from leanlm import families
-from leanlm.checkpoint import codecs, save
+from leanlm.checkpoint import aligned, codecs
 from leanlm.checkpoint.load import load_module
 from leanlm.checkpoint.save import save_module
 from leanlm.errors import UsageError
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_nothing_half_written(leanlm, rene, tmp_path, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save, "save_file", full)
+    monkeypatch.setattr(aligned, "save_file", full)
     ran = leanlm("quantize", rene, tmp_path / "out", "--scheme", "int8", "--method", "rtn", "--held-out", "none")
     assert ran.code == 1 and "No space left on device" in ran.err and not (tmp_path / "out").exists()
 
