@@ -174,9 +174,10 @@ typedef struct {
 } leanlm_step;
 
 /* Run the steps for tokens [B, L], with the state tensors `memories`; logits [B, L, V], or [B, 1, V] with last_only. 0, or
- * the number of the step, from 1 on, that was refused (nothing after it was done). */
+ * the number of the step, from 1 on, that was refused (nothing after it was done). `position` [B] or NULL: the tokens that each
+ * text has read, L more when all steps are done. */
 int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens, int64_t B, int64_t L, void *const *memories,
-               float *logits, int64_t logits_stride, int32_t last_only);
+               int64_t *position, float *logits, int64_t logits_stride, int32_t last_only);
 
 /* The sum of a block of memory read once by all threads: for measuring bandwidth. */
 double leanlm_read(const void *data, int64_t bytes);

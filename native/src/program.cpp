@@ -14,6 +14,10 @@ struct Call {
 
     template <typename T> T *memory(int32_t slot) const { return static_cast<T *>(memories[slot]); }
 
+    void advance(int64_t *position) const {
+        for (int64_t b = 0; b < B; ++b) position[b] += L;
+    }
+
     /* Of 8-bit keys or values; a slot below 0 where there are none. */
     float *scales(int32_t slot) const { return slot < 0 ? nullptr : memory<float>(slot); }
 };
@@ -32,8 +36,9 @@ bool attend(const leanlm_attend_step &s, const Call &c) {
                       s.Hkv, s.P, s.slots, s.window, s.scale, position, c.memory<int64_t>(s.start_slot),
                       c.memory<void>(s.k_slot), c.memory<void>(s.v_slot), s.dtype, c.scales(s.k_scale_slot),
                       c.scales(s.v_scale_slot));
-    for (int64_t b = 0; b < c.B; ++b) position[b] += c.L;
-    return refused == 0;
+    if (refused) return false;
+    c.advance(position);
+    return true;
 }
 
 bool run(const leanlm_step &step, const Call &c) {
@@ -88,10 +93,11 @@ bool run(const leanlm_step &step, const Call &c) {
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens,
-                                                                 int64_t B, int64_t L, void *const *memories, float *logits,
-                                                                 int64_t logits_stride, int32_t last_only) {
+                                                                 int64_t B, int64_t L, void *const *memories, int64_t *position,
+                                                                 float *logits, int64_t logits_stride, int32_t last_only) {
     const Call call{tokens, B, L, B * L, memories, logits, logits_stride, last_only != 0};
     for (int64_t i = 0; i < n; ++i)
         if (!run(steps[i], call)) return 1 + static_cast<int>(i);
+    if (position) call.advance(position);
     return 0;
 }

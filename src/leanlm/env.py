@@ -33,4 +33,6 @@ HF_TOKEN = Variable("HF_TOKEN", "", "access token for gated repositories (read b
 TOKENIZERS_PARALLELISM = Variable("TOKENIZERS_PARALLELISM", "", "false: one thread per tokenizer (read by tokenizers)")
 GOLDEN = Variable("LEANLM_GOLDEN", "", "folder of golden cases that the tests run besides their own")
 
+MOST_THREADS = 256  # that the native library starts
+
 VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN)

@@ -250,14 +250,6 @@ def die(job, folder, pieces, count):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_noticed(folder, tmp_path, tokenizer, small_parts):
-    job = tokenising.plan([folder], tokenizer, "text", None, True, 1, False, 1000)
-    jobs.begin(job, tmp_path / "data", tokenizer.files)
-    with pytest.raises(LeanLMError, match=r"code -9 .*same command"):
-        list(workers.spread(job, tmp_path / "data", die, [0, 1, 2], 2))
-
-
 def fill_up(job, folder, pieces, count):
     """A process that finds the disk full while another is in the middle of a shard."""
     (folder / f".busy-{os.getpid()}").touch()
@@ -272,11 +264,16 @@ def fill_up(job, folder, pieces, count):
 
 
 @pytest.mark.slow
-def test_the_end_of_one_process_leaves_nothing_of_the_others(folder, tmp_path, tokenizer, small_parts):
+@pytest.mark.parametrize(
+    "end, told", [(die, r"code -9 .*same command"), (fill_up, r"No space.*same command")], ids=["killed", "disk full"]
+)
+def test_the_end_of_one_process_is_noticed_and_leaves_nothing_of_the_others(
+    folder, tmp_path, tokenizer, small_parts, end, told
+):
     job = tokenising.plan([folder], tokenizer, "text", None, True, 1, False, 1000)
     jobs.begin(job, tmp_path / "data", tokenizer.files)
-    with pytest.raises(LeanLMError, match=r"No space.*same command"):
-        list(workers.spread(job, tmp_path / "data", fill_up, [0, 1, 2], 2))
+    with pytest.raises(LeanLMError, match=told):
+        list(workers.spread(job, tmp_path / "data", end, [0, 1, 2], 2))
     assert not list((tmp_path / "data").rglob("*.partial"))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid_models import ONE_OF_EACH, alone, build, text
+from hybrid_models import LONGEST, ONE_OF_EACH, alone, build, text
 from leanlm import load
 from leanlm.model.config import Attention, GatedMLP, Mamba1, Mamba2, ModelConfig, Rope
 from packed_models import FORMATS, pack
@@ -116,6 +116,29 @@ def test_ctrl_c_stops_within_a_token():
         model.generate("def ", 100_000, eos_ids=(), stream=lambda piece: None)
     assert time.monotonic() - said[0] < 1, "much more than the time of a token"
     assert said[0] - began < 5
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_ctrl_c_right_after_a_call_of_the_library_leaves_a_whole_state(call):
+    """Python raises it as the call returns: what was read is in the memories, and the position has to count it."""
+    module = build(MIXED)
+    tokens, runtime, state = text(module.config, 2, LONGEST), NativeRuntime(module), module.new_state(2)
+    wanted, run, calls = runtime(tokens, module.new_state(2)), runtime.run, []
+
+    def interrupted(*arguments):
+        calls.append(run(*arguments))
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    runtime.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        runtime(tokens, state)
+    runtime.run = run
+    read = state.position[0].item()
+    assert 0 < read <= LONGEST
+    assert all(torch.equal(held["position"], state.position) for held in filter(None, state.memories) if "position" in held)
+    rest = runtime(tokens[:, read:], state)
+    assert torch.allclose(rest, wanted[:, read:], rtol=0, atol=1e-5) and state.position.tolist() == [LONGEST] * 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

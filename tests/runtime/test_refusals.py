@@ -68,10 +68,15 @@ def test_a_state_that_was_refused_is_refused_again_and_a_mended_one_is_not():
     assert state.position.tolist() == [6, 6]
 
 
-def test_no_tokens_at_all():
-    state = MODULE.new_state(2)
-    assert NativeRuntime(MODULE)(text(MODULE.config, 2, 0), state).shape == (2, 0, VOCAB)
-    assert state.position.tolist() == [0, 0]
+@pytest.mark.parametrize("mixer", ONE_OF_EACH)
+def test_no_tokens_at_all(mixer):
+    module = build(alone(ONE_OF_EACH[mixer]))
+    state = module.new_state(2)
+    for run in (NativeRuntime(module), module):
+        run(text(module.config, 2, 3), state)
+        before = state.clone()
+        assert run(text(module.config, 2, 0), state).shape == (2, 0, VOCAB)
+        assert all(map(torch.equal, state.tensors().values(), before.tensors().values()))
 
 
 def test_ids_of_32_bits_and_ids_that_lie_apart():

@@ -169,7 +169,7 @@ def test_only_the_last_piece_of_a_prompt_meets_the_head():
     module = build(alone(ONE_OF_EACH["mamba2"]))
     runtime, tokens = NativeRuntime(module), text(module.config, 2, 2 * ROWS + 5)
     called, run = [], runtime.run
-    runtime.run = lambda *given: called.append((given[1], given[6] is not None)) or run(*given)
+    runtime.run = lambda *given: called.append((given[1], given[7] is not None)) or run(*given)
     whole, parts = module.new_state(2), module.new_state(2)
     last = runtime(tokens, whole, last_only=True)
     steps = len(runtime.program.array)

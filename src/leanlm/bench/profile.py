@@ -29,7 +29,7 @@ def of_call(module: LanguageModel, tokens: Tensor, state: State, rounds: int) ->
     logits = torch.empty(len(tokens), 1, module.config.padded_vocab_size)
     memories = program.bind(state)
     run = steps.run(native.library())
-    call = tokens.data_ptr(), *tokens.shape, memories, logits.data_ptr(), logits.shape[-1], True
+    call = tokens.data_ptr(), *tokens.shape, memories, None, logits.data_ptr(), logits.shape[-1], True
     times = [[_timed(run, step, call) for step in program.array] for _ in range(rounds)]
     state.position += rounds * tokens.shape[1]
     return _by_kind(program, [statistics.median(column) for column in zip(*times, strict=True)])

@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-LINE = 64  # bytes
+from leanlm.ops.pages import LINE
+
 FILLER = "filler"  # the entry of the metadata that fills up the header
 
 

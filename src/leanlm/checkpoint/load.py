@@ -138,7 +138,7 @@ def _read(
                 ours[name] = tensor.to(device)
                 _check_finite(theirs.file, rule.theirs, tensor.scales, tensor.scales, True)
                 continue
-            changed = theirs.arena.copy(tensor.to(device, _target(name, tensor, dtype))) if copy else tensor
+            changed = theirs.arena.copy(tensor.to(device), _target(name, tensor, dtype)) if copy else tensor
             _check_finite(theirs.file, rule.theirs, tensor, changed, copy)
             ours[name] = changed
         theirs.forget(rule.theirs)
@@ -159,10 +159,15 @@ def _target(name: str, tensor: Tensor | Packed, dtype: torch.dtype | None) -> to
 
 def _check_finite(file: Path, name: str, stored: Tensor, loaded: Tensor, copied: bool) -> None:
     """NaN or infinite weights are refused; large tensors that are only mapped are not read for it."""
-    if (loaded.numel() > SMALL and not copied) or loaded.sum(dtype=torch.float32).isfinite():
+    if (loaded.numel() > SMALL and not copied) or _finite(loaded):
         return
-    if stored.sum(dtype=torch.float32).isfinite():
+    if _finite(stored):
         raise UsageError(
             f"{file}: tensor {name!r} has values beyond the range of {loaded.dtype}; load it as bfloat16 or float32"
         )
     raise CheckpointError(f"{file}: tensor {name!r} holds NaN or infinite values; the file is damaged or its training diverged")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, by the extremes: a sum may overflow, or take a copy in another dtype."""
+    return all(extreme.isfinite() for extreme in tensor.aminmax())

@@ -36,7 +36,7 @@ class Published(Mapping[str, Tensor | Packed]):
         self._packed: dict[str, Packed] = {}
         self.arena = Arena(weights.nbytes)  # for what cannot stay in the mapped files
         # Mappings of their own, which can be given up as soon as what was read through them is converted.
-        self._sources, self._mapped = Weights(weights.main.parent), 0
+        self._sources, self._mapped = Weights(weights.main.parent) if self._parts else weights, 0
 
     def __getitem__(self, name: str) -> Tensor | Packed:
         if name not in self._parts:
@@ -57,7 +57,7 @@ class Published(Mapping[str, Tensor | Packed]):
             of_config = str(error).startswith("quantization_config")
             raise CheckpointError(f"{self.file.parent / CONFIG if of_config else self.file}: {error}") from None
         if converted(weight, tensors.values()):
-            weight._apply(self.arena.copy)
+            weight._apply(self.arena.copy)  # the scales too, so that no mapping of the file stays for them
             self._mapped += sum(tensor.nbytes for tensor in tensors.values())
         if self._mapped > MAPPED_BYTES:
             self._sources.release()
@@ -79,15 +79,8 @@ class Published(Mapping[str, Tensor | Packed]):
 
 
 def converted(weight: Packed, sources: Iterable[Tensor]) -> bool:
-    """Whether the codes are not the stored ones; then nothing else of the weight is, in place, so that no mapping of the file
-    stays for a few scales."""
-    stored = {tensor.untyped_storage().data_ptr() for tensor in sources}
-    if weight.codes.untyped_storage().data_ptr() in stored:
-        return False
-    for name, tensor in weight.tensors.items():
-        if tensor.untyped_storage().data_ptr() in stored:
-            setattr(weight, name, tensor.clone())
-    return True
+    """Whether the codes are not the stored ones."""
+    return weight.codes.untyped_storage().data_ptr() not in {tensor.untyped_storage().data_ptr() for tensor in sources}
 
 
 def plain_names(stored: Iterable[str], prefixes: Sequence[str], file: Path) -> dict[str, str]:

@@ -7,13 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from leanlm import env
 from leanlm.cli import options
 from leanlm.errors import UsageError
 
 Append = tyro.conf.UseAppendAction
-
-
-MOST_THREADS = 256  # that the native library starts
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ def check(command: Command):
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and number < least:
                 raise UsageError(f"--{name} {number}: must be at least {least}")
-    if command.threads and command.threads > MOST_THREADS:
-        raise UsageError(f"--threads {command.threads}: at most {MOST_THREADS}")
+    if command.threads and command.threads > env.MOST_THREADS:
+        raise UsageError(f"--threads {command.threads}: at most {env.MOST_THREADS}")
     for name in ("context", "batch"):
         if not getattr(command, name):
             raise UsageError(f"--{name}: give at least one number")

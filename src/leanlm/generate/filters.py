@@ -108,10 +108,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if not 0 < p < 1:
         return logits
     total, vocabulary = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
-    for count in (
-        min(LIKELIEST, vocabulary),
-        vocabulary,
-    ):  # as a rule few hold p, found sooner than an order of all
+    for count in (min(LIKELIEST, vocabulary), vocabulary):  # few hold p as a rule, and an order of all takes long
         values, order = logits.topk(count)
         held = (values - total).exp().cumsum(-1)
         if count == vocabulary or bool((held[:, -1] > p).all()):

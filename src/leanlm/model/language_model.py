@@ -137,6 +137,8 @@ class LanguageModel(nn.Module):
         integers that differ between neighbours; nothing crosses their boundaries, and the first continues `state`.
         Raises CapacityError, with the state unchanged, where full attention would overrun its capacity.
         """
+        if not tokens.shape[-1]:  # which change nothing
+            return self.logits(self.embedding(tokens))
         for stream in self.streams(tokens, state, segments):
             x = stream
         return self.logits(x[:, -1:] if last_only else x)

@@ -93,8 +93,9 @@ def library() -> ctypes.CDLL:
     if isa and lib.leanlm_set_isa(isa.encode()):
         raise UsageError(f"LEANLM_ISA={isa}: this CPU or library does not have it; choose portable, avx2 or avx512")
     threads = env.THREADS.get()
-    if threads and (not threads.isdecimal() or len(threads) > 3 or lib.leanlm_set_threads(int(threads))):
-        raise UsageError(f"LEANLM_THREADS={threads}: give a number of threads from 1 to 256")
+    known = threads.isdecimal() and int(threads) <= env.MOST_THREADS
+    if threads and not (known and lib.leanlm_set_threads(int(threads)) == 0):
+        raise UsageError(f"LEANLM_THREADS={threads}: give a number of threads from 1 to {env.MOST_THREADS}")
     return lib
 
 

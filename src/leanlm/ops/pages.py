@@ -13,7 +13,7 @@ from torch import Tensor
 
 HUGE = 2 << 20
 SLAB = 256 << 20  # address space taken at once, at most; memory is taken where it is first written to
-LINE = 64  # bytes that tensors begin at multiples of
+LINE = 64  # bytes of a processor's cache, at multiples of which tensors begin
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -44,11 +44,12 @@ class Arena:
         start = self._take(count * dtype.itemsize)
         return torch.frombuffer(self.slab, dtype=dtype, count=count, offset=start).view(shape)
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """The same numbers, contiguous, without gradients; on another device there."""
+    def copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The same numbers, in that dtype, contiguous, without gradients; on another device there."""
+        dtype = dtype or tensor.dtype
         if not tensor.is_cpu:
-            return tensor.detach().clone()
-        return self.zeros(tensor.shape, tensor.dtype).copy_(tensor.detach())
+            return tensor.detach().to(dtype, copy=True)
+        return self.zeros(tensor.shape, dtype).copy_(tensor.detach())
 
     def _take(self, size: int) -> int:
         """Where in the slab `size` bytes begin that are new."""

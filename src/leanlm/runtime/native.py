@@ -43,14 +43,15 @@ class Binding:
     """A program bound to one state: the table of its tensors, good while these are the ones it was made of."""
 
     def __init__(self, program: Program, state: State):
-        self.program = program
+        self.program, self.position = program, state.position
         self.memory = Memory(_memories(state))
         self.table = program.bind(state)
         self.room = min((one.attend.slots for one in program.attending if not one.attend.window), default=UNBOUNDED)
 
     def same(self, state: State, closely: bool) -> bool:
         now, then = _memories(state), self.memory.tables
-        return len(now) == len(then) and all(map(is_, now, then)) and self.memory.same(closely)
+        tables = state.position is self.position and len(now) == len(then) and all(map(is_, now, then))
+        return tables and self.memory.same(closely)
 
     def fits(self, tokens: Tensor, positions: list[int]) -> bool:
         """Whether the state has rows and, where attention keeps all, room for the tokens [B, L] after those read."""
@@ -91,10 +92,10 @@ class NativeRuntime:
             binding = self._binding(state, tokens.shape[-1] > 1 or 0 in positions)
             # The module says what does not fit.
             if binding is not None and binding.fits(tokens, positions) and self._are_ids(tokens):
-                return self._read(binding, tokens.long(), state, last_only)
+                return self._read(binding, tokens.long(), last_only)
         return self.module(tokens, state, last_only=last_only).float()
 
-    def _read(self, binding: Binding, tokens: Tensor, state: State, last_only: bool) -> Tensor:
+    def _read(self, binding: Binding, tokens: Tensor, last_only: bool) -> Tensor:
         B, L = tokens.shape
         logits = torch.empty(B, 1 if last_only else L, self.module.config.padded_vocab_size)
         piece = max(1, binding.program.rows // B)
@@ -104,7 +105,6 @@ class NativeRuntime:
                 self._run(binding, part, logits if start + piece >= L else None, True)
             else:
                 self._run_into(binding, part, logits[:, start : start + piece])
-            state.position += part.shape[1]  # piece by piece, so that Ctrl-C between them leaves a whole state
         return logits
 
     def _run_into(self, binding: Binding, tokens: Tensor, logits: Tensor) -> None:
@@ -114,12 +114,14 @@ class NativeRuntime:
             logits.copy_(whole)
 
     def _run(self, binding: Binding, tokens: Tensor, logits: Tensor | None, last_only: bool) -> None:
-        """One call of the library; without logits the last step, the head, is left out."""
+        """One call of the library; without logits the last step, the head, is left out. It moves the state's position itself:
+        Ctrl-C, which Python hears of right after the call, then finds a whole state."""
         array = binding.program.array
         count, address, stride = len(array) - 1, None, 0
         if logits is not None:
             count, address, stride = len(array), logits.data_ptr(), logits.shape[-1]
-        refused = self.run(array, count, tokens.data_ptr(), *tokens.shape, binding.table, address, stride, last_only)
+        state = binding.table, binding.position.data_ptr()
+        refused = self.run(array, count, tokens.data_ptr(), *tokens.shape, *state, address, stride, last_only)
         if refused:
             kind = steps.FIELD[array[refused - 1].op]
             raise LeanLMError(
@@ -167,6 +169,8 @@ class NativeRuntime:
         if self._shapes(state) not in self.shapes or any(len(tensor) != state.batch for tensor in tensors):
             raise UsageError("the state is of another model: what it remembers has other sizes than this model's memory")
         found: Dtypes = {}
+        if state.position.dtype not in POSITIONS or not state.position.is_contiguous():
+            return None
         for index, memory in enumerate(state.memories):
             for name, tensor in (memory or {}).items():
                 known = POSITIONS if name in ("position", "start") else STATES if name == "ssm" else CACHES

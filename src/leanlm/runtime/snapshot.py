@@ -1,5 +1,6 @@
 """What the weights of a module were when a program was made of them, and whether they still are: asked before every call."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -28,36 +29,31 @@ class Registrations:
         self.count += 1
 
 
-REGISTRATIONS = Registrations()
+@functools.cache
+def registrations() -> Registrations:
+    """The process's own; counts from the first call on."""
+    return Registrations()
 
 
-class Places:
-    """Which objects a few dicts hold. They are kept alive, so that none comes back as another."""
+class Memory:
+    """Which objects a few dicts hold, and where the tensors among them lie. All are kept alive, so that none comes back as
+    another."""
 
     def __init__(self, tables: Sequence[dict[str, object]]):
         self.tables = tables
         self.held = self._objects()
-
-    def same(self) -> bool:
-        now = self._objects()
-        return len(now) == len(self.held) and all(map(is_, now, self.held))
-
-    def _objects(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self.tables)))
-
-
-class Memory(Places):
-    """The same, and where the tensors among the objects lie; their memory is kept alive too."""
-
-    def __init__(self, tables: Sequence[dict[str, object]]):
-        super().__init__(tables)
         self.tensors = [one for one in self.held if isinstance(one, Tensor)]
         self.kept = [tensor.detach() for tensor in self.tensors]  # of its own, where `.data` of the tensor is replaced
         self.addresses = self._addresses()
 
     def same(self, closely: bool = True) -> bool:
         """Whether they are the same objects and, looked at closely, lie where they did."""
-        return super().same() and not (closely and self._addresses() != self.addresses)
+        now = self._objects()
+        same = len(now) == len(self.held) and all(map(is_, now, self.held))
+        return same and not (closely and self._addresses() != self.addresses)
+
+    def _objects(self) -> list[object]:
+        return list(chain.from_iterable(map(dict.values, self.tables)))
 
     def _addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
@@ -89,7 +85,8 @@ class Snapshot:
 
     def __init__(self, module: nn.Module):
         inside = list(module.modules())
-        self.registered = REGISTRATIONS.count
+        self.registrations = registrations()
+        self.registered = self.registrations.count
         self.versions = Versions(module.parameters())
         self.everything = Memory([t for one in inside for t in (one._parameters, one._buffers, one._modules) if t])
         self.buffers = Versions(module.buffers())
@@ -98,12 +95,12 @@ class Snapshot:
         self.values = [weight.clone() for weight in self.small]
 
     def same_at_a_glance(self) -> bool:
-        if self.registered != REGISTRATIONS.count:
+        if self.registered != self.registrations.count:
             return self.same()
         return self.versions.same()
 
     def same(self) -> bool:
-        registered = REGISTRATIONS.count
+        registered = self.registrations.count
         kept = self.everything.same() and self.versions.same() and self.buffers.same()
         if kept and all(map(Tensor.equal, self.small, self.values)):
             self.registered = registered  # elsewhere

@@ -155,6 +155,7 @@ def run(library: ctypes.CDLL):
         c_int64,
         POINTER(c_void_p),
         c_void_p,
+        c_void_p,
         c_int64,
         c_int32,
     ]
