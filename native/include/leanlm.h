@@ -179,6 +179,9 @@ typedef struct {
 int leanlm_run(const leanlm_step *steps, int64_t n, const int64_t *tokens, int64_t B, int64_t L, void *const *memories,
                int64_t *position, float *logits, int64_t logits_stride, int32_t last_only);
 
+/* Rows of n trits, five to a byte (ceil(n / 5) bytes), into rows of 2-bit codes (ceil(n / 4) bytes, unused bits 0). */
+void leanlm_codes_of_trits(const uint8_t *packed, int64_t R, int64_t n, uint8_t *codes);
+
 /* The sum of a block of memory read once by all threads: for measuring bandwidth. */
 double leanlm_read(const void *data, int64_t bytes);
 

@@ -47,6 +47,14 @@ def test_trits_become_codes_without_being_unpacked(R, n, seed):
     assert torch.equal(packing.codes_of_trits(packing.pack_trits(trits), n), packing.pack((trits + 1).to(torch.uint8), 2))
 
 
+def test_the_native_library_makes_the_same_codes():
+    native = pytest.importorskip("leanlm.ops.native", reason="the native library was not built")
+    for n in (*range(1, 70), 1000):
+        packed = integers(0, 256, 3, -(-n // packing.TRITS), seed=n)  # also bytes that are no five trits
+        assert torch.equal(native.codes_of_trits(packed, n), packing.codes_of_trits(packed, n)), n
+    assert native.codes_of_trits(packed[:0], n).shape == (0, 250)
+
+
 def test_trits_become_codes_in_bands(monkeypatch):
     monkeypatch.setattr(packing, "BAND", 3)
     packed = integers(0, 256, 7, 12, seed=0)  # also bytes that are no five trits

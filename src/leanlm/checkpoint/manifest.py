@@ -80,7 +80,16 @@ def _ternary(name: str, entry: dict, stored: Stored, R: int, n: int) -> TernaryW
     starts = stored.take("_starts", (torch.int32,), (regions,))
     if starts[0] != 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] >= (R if axis == "rows" else n):
         raise stored.wrong("_starts", f"does not cut {R if axis == 'rows' else n} {axis} into {regions} regions")
-    return TernaryWeight(n, packing.codes_of_trits(trits, n), scales, starts, axis == "rows")
+    return TernaryWeight(n, _codes_of_trits(trits, n), scales, starts, axis == "rows")
+
+
+def _codes_of_trits(trits: Tensor, n: int) -> Tensor:
+    """By the native library, where there is one."""
+    try:
+        from leanlm.ops import native as implementation
+    except ImportError:
+        implementation = packing
+    return implementation.codes_of_trits(trits, n)
 
 
 def refusal(name: str, weight: Packed) -> str | None:

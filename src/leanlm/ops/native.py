@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leanlm import env
 from leanlm.errors import UsageError
+from leanlm.ops.packing import packed_bytes
 
 FILE = "_native/libleanlm.so"
 EXACT, INT8 = 0, 1  # precision of the activations that codes are multiplied with
@@ -84,6 +85,7 @@ def library() -> ctypes.CDLL:
         "leanlm_set_threads": (c_int, c_int),
         "leanlm_matmul": (c_int, ctypes.POINTER(Product), c_int64, c_void_p, c_int64, c_int64, c_int32),
         "leanlm_embed": (c_int, weight, c_void_p, c_void_p, c_int64, c_int64),
+        "leanlm_codes_of_trits": (None, c_void_p, c_int64, c_int64, c_void_p),
         "leanlm_read": (c_double, c_void_p, c_int64),
     }
     for name, (result, *arguments) in declared.items():
@@ -172,6 +174,13 @@ def embed(table: Weight, tokens: Tensor) -> Tensor:
     if library().leanlm_embed(table, tokens.data_ptr(), x.data_ptr(), table.columns, tokens.numel()):
         raise UsageError(f"token numbers must lie between 0 and {table.rows - 1}")
     return x
+
+
+def codes_of_trits(packed: Tensor, n: int) -> Tensor:
+    """As `packing.codes_of_trits`."""
+    packed, codes = packed.contiguous(), torch.empty(len(packed), packed_bytes(n, 2), dtype=torch.uint8)
+    library().leanlm_codes_of_trits(packed.data_ptr(), len(packed), n, codes.data_ptr())
+    return codes
 
 
 def linear(x, weight, bias=None):
