@@ -15,6 +15,7 @@ from leanlm.export import gguf, gguf_architecture, hf
 from leanlm.export.gguf_types import FLOATS
 from leanlm.families import Family, catalog
 from leanlm.model.config import ModelConfig
+from leanlm.model.format import NEVER
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import TernaryWeight
 from leanlm.ops.packing import Trits
@@ -105,7 +106,7 @@ def hold(module: LanguageModel, formats: dict[str, str | None], random: bool) ->
 def ternarise(module: LanguageModel) -> None:
     """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude."""
     for name, matrix in module.matrices().items():
-        if name.startswith("layers") and not name.endswith(plan.NEVER):
+        if name.startswith("layers") and not name.endswith(NEVER):
             weight = matrix.weight.detach()
             scale = weight.float().abs().mean().half()
             trits = (weight.float() / scale.float()).round().clamp(-1, 1).to(torch.int8)

@@ -8,7 +8,7 @@ from leanlm.checkpoint.folder import CONFIG, check_folder
 from leanlm.errors import NotFound
 from leanlm.families import catalog
 
-BUILTIN = ("builtin", "builtin-float")
+BUILTIN = {"builtin": "float", "builtin-float": "float", "builtin-ternary": "ternary"}  # their folders
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -44,7 +44,8 @@ def _download(repo: str, revision: str | None, offline: bool) -> Path:
 
 
 def _builtin(name: str) -> Path:
-    folder = Path(__file__).parent.parent / "builtin" / "float"
+    folder = Path(__file__).parent.parent / "builtin" / BUILTIN[name]
     if not (folder / CONFIG).exists():
-        raise NotFound(f"{name}: this installation has no built-in model; leanlm train builtin makes one")
+        recipe = "builtin-ternary" if BUILTIN[name] == "ternary" else "builtin"
+        raise NotFound(f"{name}: this installation does not have it; leanlm train {recipe} makes one")
     return folder

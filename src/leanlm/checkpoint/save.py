@@ -14,6 +14,7 @@ from leanlm.checkpoint.folder import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.errors import CheckpointError, LeanLMError, UsageError
 from leanlm.families import Family, names
+from leanlm.model import ternary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed
 
@@ -27,7 +28,7 @@ def save_module(
     weights: Literal["safetensors", "pytorch"] | None = None,
     container: str | None = None,
 ) -> None:
-    """Write config.json, the weights and the tokenizer's files.
+    """Write config.json, the weights and the tokenizer's files; latent ternary weights are packed.
 
     `raw`, the config.json the model came with, is kept where it still describes the model. `weights` (default: what the
     family's original reads) "pytorch" writes pytorch_model.bin with a tied head repeated. `container` is the format of
@@ -39,6 +40,7 @@ def save_module(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the folder to save into")
+    module = ternary.packed(module)
     held = published(module, family)
     packed = any(isinstance(weight, Packed) for weight in held.values())
     weights = weights or ("pytorch" if family.pickled and not packed else "safetensors")

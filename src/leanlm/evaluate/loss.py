@@ -33,10 +33,14 @@ class Loss:
 
 
 @torch.no_grad()
-def measure(module: LanguageModel, documents: Iterable[tuple[Sequence[int], int]], start_id: int) -> Loss:
-    """Loss over documents of (token ids, bytes of text); every token is predicted, the first one from `start_id`."""
+def measure(
+    module: LanguageModel, documents: Iterable[tuple[Sequence[int], int]], start_id: int, run: runtime.Run | None = None
+) -> Loss:
+    """Loss over documents of (token ids, bytes of text); every token is predicted, the first one from `start_id`.
+
+    `run` is what computes the logits (default: what runs the module best)."""
     nats, tokens, size = 0.0, 0, 0
-    run = runtime.of(module)
+    run = run or runtime.of(module)
     for ids, n_bytes in documents:
         text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
         state = module.new_state(1, capacity=text.shape[1])

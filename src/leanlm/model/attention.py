@@ -38,7 +38,7 @@ class Attention(nn.Module):
         if self.config.rope:
             cos, sin = rotary.angles(self.config.rope, last)
             q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
-        if segments is None and not read.any() and (self.config.window is None or self.config.window >= L):
+        if segments is None and not (state and read.any()) and (self.config.window is None or self.config.window >= L):
             y = ops.causal_attend(q, _seen(k, state), _seen(v, state), self.scale)
             if state:
                 self._write(k, v, last, state)

@@ -56,10 +56,10 @@ def _matrices(mixer: Mixer, width: int) -> list[tuple[int, int]]:
             inner, rank = mixer.d_inner, mixer.dt_rank
             return [(width, 2 * inner), (inner, rank + 2 * mixer.d_state), (rank, inner), (inner, width)]
         case Mamba2():
-            rows = 2 * mixer.d_mlp + mixer.d_inner + _convolved(mixer) + mixer.n_heads
+            rows = 2 * mixer.d_mlp + mixer.d_inner + convolved(mixer) + mixer.n_heads
             return [(width, rows), (mixer.d_inner + mixer.d_mlp, width)]
         case DiscreteMamba2():
-            return [(width, _convolved(mixer) + mixer.d_inner + mixer.n_v_heads), (mixer.d_inner, width)]
+            return [(width, convolved(mixer) + mixer.d_inner + mixer.n_v_heads), (mixer.d_inner, width)]
 
 
 def _biases(mixer: Mixer, width: int) -> int:
@@ -73,7 +73,7 @@ def _biases(mixer: Mixer, width: int) -> int:
             return sum(outs) * mixer.bias
 
 
-def _convolved(mixer: Mixer) -> int:
+def convolved(mixer: Mixer) -> int:
     """Channels that pass through the convolution."""
     match mixer:
         case Attention():
@@ -90,7 +90,7 @@ def _convolved(mixer: Mixer) -> int:
 
 def _mixer(mixer: Mixer, width: int) -> int:
     total = sum(i * o for i, o in _matrices(mixer, width)) + _biases(mixer, width)
-    if channels := _convolved(mixer):
+    if channels := convolved(mixer):
         total += channels * (mixer.d_conv + getattr(mixer, "conv_bias", True))
     match mixer:
         case Mamba1():
@@ -104,7 +104,7 @@ def _mixer(mixer: Mixer, width: int) -> int:
 
 
 def _state(mixer: Mixer, room: int, dtype_bytes: int) -> int:
-    tail = _convolved(mixer) * (mixer.d_conv - 1) * dtype_bytes if _convolved(mixer) else 0
+    tail = convolved(mixer) * (mixer.d_conv - 1) * dtype_bytes if convolved(mixer) else 0
     match mixer:
         case Attention():
             slots = mixer.window or room

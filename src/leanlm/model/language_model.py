@@ -3,10 +3,11 @@
 B batch  L tokens  D width  V rows of the vocabulary (padding included)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from leanlm.errors import CapacityError, UsageError
 from leanlm.model import config
@@ -35,7 +36,10 @@ UNKNOWN_CONTEXT = 2048  # tokens of full attention to make room for where a conf
 
 
 class Sublayer(nn.Module):
-    """x + mixer(norm(x)); the sum has the dtype of x."""
+    """x + mixer(norm(x)); the sum has the dtype of x. Where `recompute` is set, training keeps x alone of what it computes, and
+    computes the rest again in the backward pass."""
+
+    recompute = False
 
     def __init__(self, width: int, norm: config.Norm, mixer: config.Mixer):
         super().__init__()
@@ -43,6 +47,15 @@ class Sublayer(nn.Module):
         self.mixer = MIXERS[type(mixer)](width, mixer)
 
     def forward(self, x: Tensor, memory: Memory | None = None, segments: Tensor | None = None) -> Tensor:
+        if self.recompute and memory is None and torch.is_grad_enabled():
+            return checkpoint(self._added, x, None, segments, use_reentrant=False)
+        return self._added(x, memory, segments)
+
+    def reset(self, std: float, out_std: float) -> None:
+        self.norm.reset()
+        self.mixer.reset(std, out_std)
+
+    def _added(self, x: Tensor, memory: Memory | None, segments: Tensor | None) -> Tensor:
         return x + self.mixer(self.norm(x), memory, segments).to(x.dtype)
 
 
@@ -171,14 +184,31 @@ class LanguageModel(nn.Module):
 
     def reset(self, std: float = 0.02) -> None:
         """Fresh weights for training: normal(0, std), the projections back into the stream divided by sqrt(sublayers)."""
-        nn.init.normal_(self.embedding.weight, std=std)
+        for _ in self.reset_parts(std):
+            pass
+
+    def parts(self) -> Iterator[nn.Module]:
+        """The embedding, every layer, the norm, the head where there is one."""
+        yield from (self.embedding, *self.layers, self.norm, *([] if self.head is None else [self.head]))
+
+    def reset_parts(self, std: float = 0.02) -> Iterator[nn.Module]:
+        """`reset` part by part: the embedding, every layer, the norm, the head. A part that has no memory yet (torch's meta
+        device) gets it on the CPU. As weights are drawn in this order from torch's generator of the CPU, a seed means the same
+        weights wherever each part is taken next."""
+        yield from self._reset(self.embedding, lambda part: nn.init.normal_(part.weight, std=std))
         out_std = std / len(self.config.sublayers) ** 0.5
-        for sublayer in self.sublayers():
-            sublayer.norm.reset()
-            sublayer.mixer.reset(std, out_std)
-        self.norm.reset()
+        for layer in self.layers:
+            yield from self._reset(layer, lambda part: [sublayer.reset(std, out_std) for sublayer in part])
+        yield from self._reset(self.norm, Norm.reset)
         if self.head is not None:
-            self.head.reset(std)
+            yield from self._reset(self.head, lambda part: part.reset(std))
+
+    @staticmethod
+    def _reset(part: nn.Module, draw: Callable[[nn.Module], object]) -> Iterator[nn.Module]:
+        if any(parameter.is_meta for parameter in part.parameters()):
+            part.to_empty(device="cpu")
+        draw(part)
+        yield part
 
 
 def ordinals(segments: Tensor) -> Tensor:

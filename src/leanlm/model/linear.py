@@ -1,4 +1,5 @@
-"""Linear layers and embeddings whose weight format is a replaceable part: a float parameter, or a `Packed` matrix."""
+"""Linear layers and embeddings whose weight format is a replaceable part: a float parameter, a `Packed` matrix, or latents
+that are ternary to all who multiply with them."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +7,7 @@ from torch import Tensor, nn
 from leanlm.model import packed
 from leanlm.model.format import Format
 from leanlm.model.packed import Packed
+from leanlm.ops.absmean import Bands, ternarised
 
 
 class Matrix(nn.Module):
@@ -40,7 +42,11 @@ class Matrix(nn.Module):
 
 
 class Linear(Matrix):
-    """y = x W^T + b with W [out_features, in_features]."""
+    """y = x W^T + b with W [out_features, in_features].
+
+    Where `bands` are given, the parameter `weight` holds latents, and W is what they round to (`model.ternary`)."""
+
+    bands: Bands | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, format: Format | None = None):
         super().__init__(out_features, in_features, format)
@@ -49,7 +55,8 @@ class Linear(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in x's dtype."""
-        return packed.matmul(x, self.weight, self.bias)
+        weight = self.weight if self.bands is None else ternarised(self.weight, self.bands)
+        return packed.matmul(x, weight, self.bias)
 
     def reset(self, std: float) -> None:
         """Fresh weights: normal with this standard deviation, bias zero."""

@@ -3,9 +3,11 @@
 Every operation takes and returns tensors and mutates none. B batch, L tokens, C channels, K taps, H heads, P head width,
 G groups, N state width, S key slots, D width. `segments` is [B, L] int64, the ordinal of the document each token belongs to,
 never falling along a row; document 0 continues the given tail or state, every later one starts from nothing.
-States come in and go out in at least float32; outputs have the dtype of the first argument unless said otherwise.
+States come in and go out in at least float32; outputs have the dtype of the first argument unless said otherwise. Scans are
+computed in at least float32 under autocast too.
 """
 
+import torch
 from torch import Tensor
 
 from leanlm.ops.dispatch import implementation
@@ -63,7 +65,8 @@ def ssd(
     x [B, L, H, P], log_decay [B, L, H] (<= 0), B and C [B, L, G, N] (head h reads group floor(h G / H)),
     state [B, H, P, N] (None: zeros). Returns y [B, L, H, P] and the state after the last token.
     """
-    return implementation("ssd", x.device.type)(x, log_decay, B, C, state, segments)
+    with torch.autocast(x.device.type, enabled=False):
+        return implementation("ssd", x.device.type)(x, log_decay, B, C, state, segments)
 
 
 def selective_scan(
@@ -80,7 +83,8 @@ def selective_scan(
     x and dt [B, L, D] (dt > 0), A [D, N] (< 0), B and C [B, L, N], state [B, D, N] (None: zeros).
     Returns y [B, L, D] and the state after the last token.
     """
-    return implementation("selective_scan", x.device.type)(x, dt, A, B, C, state, segments)
+    with torch.autocast(x.device.type, enabled=False):
+        return implementation("selective_scan", x.device.type)(x, dt, A, B, C, state, segments)
 
 
 def attend(

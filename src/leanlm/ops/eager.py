@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from leanlm.ops import packing
+from leanlm.ops.chunked import Chunked
 
 SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
 SCAN_CHUNK = 32
@@ -66,25 +67,64 @@ def ternary_linear(x, codes, scales, starts, along_rows, bias=None):
 def conv(x, weight, bias=None, tail=None, segments=None, activation="identity"):
     B, L, C = x.shape
     K = weight.shape[1]
-    tail = x.new_zeros(B, C, K - 1) if tail is None else tail
-    seen = torch.cat([tail.transpose(1, 2).to(x.dtype), x], 1)  # [B, K-1+L, C]
-    dtype = work_dtype(x)
-    w, wide = weight.to(dtype), seen.to(dtype)
+    seen = x
+    if tail is not None or L < K - 1:
+        tail = x.new_zeros(B, C, K - 1) if tail is None else tail
+        seen = torch.cat([tail.transpose(1, 2).to(x.dtype), x], 1)  # [B, K-1+L, C]
+    before = seen.shape[1] - L
     documents = None
     if segments is not None:
-        documents = torch.cat([torch.zeros_like(segments[:, :1]).expand(B, K - 1), segments], 1)
-    y = wide[:, K - 1 :] * w[:, K - 1] if bias is None else torch.addcmul(bias.to(dtype), wide[:, K - 1 :], w[:, K - 1])
-    for k in range(K - 1):
-        tap = wide[:, k : k + L]
-        if documents is not None:
-            tap = tap * (documents[:, k : k + L] == segments)[..., None]
-        y.addcmul_(tap, w[:, k])
+        documents = torch.cat([torch.zeros_like(segments[:, :1]).expand(B, before), segments], 1)
+    dtype = work_dtype(x)
+    y = _Taps.apply(seen.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), documents, L)
     if activation == "silu":
         y = F.silu(y, inplace=not y.requires_grad)
-    new_tail = seen[:, L:]
+    new_tail = seen[:, seen.shape[1] - (K - 1) :]
     if documents is not None:
-        new_tail = new_tail * (documents[:, L:] == segments[:, -1:])[..., None]
+        new_tail = new_tail * (documents[:, seen.shape[1] - (K - 1) :] == segments[:, -1:])[..., None]
     return y.to(x.dtype), new_tail.transpose(1, 2)
+
+
+class _Taps(torch.autograd.Function):
+    """The last L tokens of seen [B, T, C] convolved by weight [C, K], plus bias; what lies before `seen`, or in another of the
+    documents [B, T] than the token, counts for nothing. Autograd by itself would give every tap a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx, seen, weight, bias, documents, L):
+        ctx.save_for_backward(seen, weight, documents)
+        ctx.L, K = L, weight.shape[1]
+        now = seen[:, seen.shape[1] - L :]
+        y = now * weight[:, K - 1] if bias is None else torch.addcmul(bias, now, weight[:, K - 1])
+        for back in range(1, K):
+            token, tap = _places(seen.shape[1], L, back)
+            y[:, token].addcmul_(_of_own_document(seen[:, tap], documents, tap, back), weight[:, K - 1 - back])
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        seen, weight, documents = ctx.saved_tensors
+        T, L, K = seen.shape[1], ctx.L, weight.shape[1]
+        dseen, dweight = torch.zeros_like(seen), torch.empty_like(weight)
+        for back in range(K):
+            token, tap = _places(T, L, back)
+            own = _of_own_document(dy[:, token], documents, tap, back)
+            dseen[:, tap].addcmul_(own, weight[:, K - 1 - back])
+            dweight[:, K - 1 - back] = (own * seen[:, tap]).sum((0, 1))
+        return dseen, dweight, dy.sum((0, 1)) if ctx.needs_input_grad[2] else None, None, None
+
+
+def _places(T: int, L: int, back: int) -> tuple[slice, slice]:
+    """Which of the last L of T tokens have one `back` places before them, counted among those L, and where that one is."""
+    first = max(0, back - (T - L))
+    return slice(first, L), slice(T - L + first - back, T - back)
+
+
+def _of_own_document(x: Tensor, documents: Tensor | None, tap: slice, back: int) -> Tensor:
+    """x, 0 where a token lies in another document than the one `back` places before it, which `tap` says."""
+    if documents is None or not back:
+        return x
+    token = slice(tap.start + back, tap.stop + back)
+    return x * (documents[:, tap] == documents[:, token])[..., None]
 
 
 def ssd(x, log_decay, B, C, state=None, segments=None):
@@ -96,56 +136,12 @@ def ssd(x, log_decay, B, C, state=None, segments=None):
         return _ssd_step(x, log_decay, B, C, state, segments)
     Q = min(SSD_CHUNK, L)
     pad = -L % Q
-    x_, la, B_, C_ = (_chunks(t.to(dtype), pad, Q) for t in (x, log_decay, B, C))  # [B, chunks, Q, ...]
-    B_, C_ = B_.movedim(3, 2), C_.movedim(3, 2)  # [B, c, G, Q, N]
-    # Decay since the chunk began [B, c, Q, H]. Differences of these sums are wanted: after one strong decay float32 would
-    # have lost the digits of the weak ones that follow.
-    la = la.cumsum(2, dtype=dtype if x.device.type == "mps" else torch.float64)  # Apple's GPUs have no float64
-    documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, c, Q]
-    y = _within_chunks(x_, la, B_, C_, documents)  # [B, c, Q, H, P]
-
-    # What each chunk adds to the state by its end, and how much of the state it was given survives it. The heads of a group
-    # stand side by side in the columns of one product: states are [N, heads x P] in here.
-    end = la[:, :, -1:]
-    keep = (end - la).to(dtype).exp()  # [B, c, Q, H]
-    if documents is not None:
-        keep = keep * (documents == documents[..., -1:])[..., None]
-    added = B_.transpose(-1, -2) @ _grouped(x_ * keep[..., None], G)  # [B, c, G, N, H/G P]
-    survival = end.squeeze(2).to(dtype).exp()  # [B, c, H]
-    reach = la.to(dtype).exp()  # [B, c, Q, H]: of the given state, what each token still sees
-    if documents is not None:
-        given = torch.cat([torch.zeros_like(segments[:, :1]), documents[:, :-1, -1]], 1)  # document of the given state
-        survival = survival * (documents[..., -1] == given)[..., None]
-        reach = reach * (documents == given[..., None])[..., None]
-    survival = survival[..., None].expand(-1, -1, -1, P).reshape(batch, -1, G, 1, H // G * P)
-    carry = state.reshape(batch, G, H // G * P, N).transpose(-1, -2)  # [B, G, N, H/G P]
-    starts = []
-    for c in range(x_.shape[1]):
-        starts.append(carry)
-        carry = torch.addcmul(added[:, c], survival[:, c], carry)
-    carried = C_ @ torch.stack(starts, 1)  # [B, c, G, Q, H/G P]
-    carried = carried.movedim(2, 3).unflatten(-1, (-1, P)).flatten(3, 4)  # [B, c, Q, H, P]
-    y = torch.addcmul(y, carried, reach[..., None])
-    return y.flatten(1, 2)[:, :L].to(x.dtype), carry.transpose(-1, -2).reshape(batch, H, P, N)
-
-
-def _within_chunks(x, la, B, C, documents):
-    """y[t] = sum over s <= t of exp(la[t] - la[s]) (C[t] . B[s]) x[s], masked before the exponential so nothing overflows."""
-    Q, G = x.shape[2], B.shape[2]
-    hidden = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
-    if documents is not None:
-        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
-    la = la.transpose(2, 3)  # [B, c, H, Q]
-    between = (la[..., :, None] - la[..., None, :]).to(x.dtype)  # [B, c, H, Q, Q]
-    decay = between.masked_fill_(hidden, float("-inf")).exp_()
-    scores = (C @ B.transpose(-1, -2))[:, :, :, None]  # [B, c, G, 1, Q, Q]
-    weights = (decay.unflatten(2, (G, -1)) * scores).flatten(2, 3)  # [B, c, H, Q, Q]
-    return (weights @ x.transpose(2, 3)).transpose(2, 3)
-
-
-def _grouped(x: Tensor, G: int) -> Tensor:
-    """[B, c, Q, H, P] with the heads of each group side by side: [B, c, G, Q, H/G P]."""
-    return x.unflatten(3, (G, -1)).movedim(3, 2).flatten(4, 5)
+    x_, decay, B_, C_ = (_chunks(t.to(dtype), pad, Q) for t in (x, log_decay, B, C))  # [B, chunks, Q, ...]
+    documents = None if segments is None else _chunks(segments, pad, Q, last=True)  # [B, chunks, Q]
+    # The heads of a group stand side by side in the columns of one product: states are [N, heads x P] in there.
+    given = state.reshape(batch, G, H // G * P, N).transpose(-1, -2)
+    y, final = Chunked.apply(x_, decay, B_.movedim(3, 2), C_.movedim(3, 2), given, documents)
+    return y.flatten(1, 2)[:, :L].to(x.dtype), final.transpose(-1, -2).reshape(batch, H, P, N)
 
 
 def _chunks(x: Tensor, pad: int, Q: int, last: bool = False) -> Tensor:

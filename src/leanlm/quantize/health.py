@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from leanlm.model.format import NEVER
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import GroupedWeight, Packed, TernaryWeight
 from leanlm.ops import packing
-from leanlm.quantize.plan import NEVER, TABLES
+from leanlm.quantize.plan import TABLES
 from leanlm.quantize.ternary import distinct
 
 OUTLIER = 40  # times the root mean square of its matrix: beyond it a weight is named

@@ -8,7 +8,7 @@ from typing import Literal
 
 from leanlm.errors import UsageError
 from leanlm.families import Rule
-from leanlm.model.format import Grouped, parse
+from leanlm.model.format import NEVER, Grouped, parse
 
 Choice = Grouped | Literal["ternary", "float"]
 Plan = dict[str, Choice]  # our weight name -> its format; matrices that are not named stay as they are
@@ -17,7 +17,6 @@ Plan = dict[str, Choice]  # our weight name -> its format; matrices that are not
 # scale per output.
 PRESETS = {f"quantlm-{bits}": f"int{bits}" for bits in (3, 4, 6, 8)}
 TABLES = ("embedding.weight", "head.weight")
-NEVER = "dt_proj.weight"  # Mamba-1's step sizes: small, and the scan's decays are exponential in them
 
 
 def make(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from leanlm import env
+from leanlm.model import ternary
 from leanlm.model.language_model import LanguageModel
 
 OWN = ("leanlm.model.", nn.ModuleList.__module__)  # where the classes are from that can be lowered
@@ -20,7 +21,8 @@ _RUNNING: "weakref.WeakKeyDictionary[LanguageModel, Run]" = weakref.WeakKeyDicti
 def of(module: LanguageModel) -> Run:
     """What runs this module best: called as the module with a state, without gradients.
 
-    A module whose mathematics somebody has changed (a subclass, hooks, another `forward`) is run as it is.
+    A module whose mathematics somebody has changed (a subclass, hooks, another `forward`) is run as it is, and so is one whose
+    weights are latents.
     """
     if module.device.type != "cpu" or module.dtype == torch.float64 or env.IMPL.get() or changed(module) or unavailable():
         return module
@@ -32,8 +34,9 @@ def of(module: LanguageModel) -> Run:
 
 
 def changed(module: LanguageModel) -> bool:
-    """Whether the module, or one inside it, does or may do something else than leanlm's own classes say."""
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+    """Whether the module, or one inside it, does or may do something else than leanlm's own classes say, or is being trained
+    in another format than it computes in."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks or ternary.latent(module):
         return True
     return any(
         m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or not type(m).__module__.startswith(OWN)
