@@ -32,7 +32,28 @@ HF_HUB_OFFLINE = Variable("HF_HUB_OFFLINE", "", "1: use only what is already on 
 HF_TOKEN = Variable("HF_TOKEN", "", "access token for gated repositories (read by huggingface_hub)")
 TOKENIZERS_PARALLELISM = Variable("TOKENIZERS_PARALLELISM", "", "false: one thread per tokenizer (read by tokenizers)")
 GOLDEN = Variable("LEANLM_GOLDEN", "", "folder of golden cases that the tests run besides their own")
+RANK = Variable("RANK", "", "number of this process in a training run, set by torchrun")
+WORLD_SIZE = Variable("WORLD_SIZE", "", "processes of a training run, set by torchrun")
+LOCAL_RANK = Variable("LOCAL_RANK", "", "number of this process on its machine, set by torchrun")
+LOCAL_WORLD_SIZE = Variable("LOCAL_WORLD_SIZE", "", "processes of a training run on this machine, set by torchrun")
+MASTER_ADDR = Variable("MASTER_ADDR", "", "machine where the processes of a training run meet, set by torchrun")
+MASTER_PORT = Variable("MASTER_PORT", "", "port where the processes of a training run meet, set by torchrun")
+SLURM_PROCID = Variable("SLURM_PROCID", "", "number of this process, set by srun")
+SLURM_STEP_NUM_TASKS = Variable("SLURM_STEP_NUM_TASKS", "", "processes, set by srun")
+SLURM_LOCALID = Variable("SLURM_LOCALID", "", "number of this process on its machine, set by srun")
+SLURM_STEP_TASKS_PER_NODE = Variable("SLURM_STEP_TASKS_PER_NODE", "", "processes on each machine, set by srun")
+SLURM_LAUNCH_NODE_IPADDR = Variable("SLURM_LAUNCH_NODE_IPADDR", "", "machine where processes meet, set by srun")
+SLURM_JOB_ID = Variable("SLURM_JOB_ID", "", "number of the job, from which the port follows where processes meet, set by Slurm")
 
 MOST_THREADS = 256  # that the native library starts
 
-VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN)
+TORCHRUN = (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT)
+SRUN = (
+    SLURM_PROCID,
+    SLURM_STEP_NUM_TASKS,
+    SLURM_LOCALID,
+    SLURM_STEP_TASKS_PER_NODE,
+    SLURM_LAUNCH_NODE_IPADDR,
+    SLURM_JOB_ID,
+)
+VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN, *TORCHRUN, *SRUN)

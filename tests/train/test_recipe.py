@@ -1,19 +1,17 @@
 """Recipes: strict, overridable, and stored as they were run."""
 
 import pytest
-import torch
 
-from leanlm import families
 from leanlm.errors import NotFound, UsageError
-from leanlm.model.language_model import LanguageModel
-from leanlm.train import optimiser, recipe
+from leanlm.train import recipe
 
 
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_shipped_recipes_survive_being_stored(name, tmp_path):
-    read = recipe.read(recipe.path_of(name))
-    recipe.write(read, tmp_path / "copy.toml")
-    assert recipe.read(tmp_path / "copy.toml") == read
+    for size in recipe.sizes(recipe.path_of(name)) or ("",):
+        read = recipe.read(recipe.path_of(name), size=size)
+        recipe.write(read, tmp_path / "copy.toml")
+        assert recipe.read(tmp_path / "copy.toml") == read
 
 
 @pytest.mark.parametrize(
@@ -31,6 +29,19 @@ def test_shipped_recipes_survive_being_stored(name, tmp_path):
         ("schedule.warmup=-5", "0 or more"),
         ("seed=99999999999999999999", r"2\^63"),
         ("threads=-1", "0 "),
+        ("schedule.tokens=5", "steps or schedule.tokens"),
+        ("schedule.micro=4", "from 0 .all. to schedule.batch, 3"),
+        ("schedule.batch=0", "at least 1"),
+        ("schedule.shape=wsd", "needs a cooldown"),
+        ("schedule.cooldown=0.1", "belongs to the shapes"),
+        ("schedule.changes=[{at = 0.5}, {at = 0.2}]", "come by at"),
+        ("schedule.changes=[{at = 0.5, lrr = 1e-3}]", "did you mean 'lr'"),
+        ("compute.dtype=bf16", "none of .float32."),
+        ("compute.checkpoint_blocks=1.5", "fraction from 0 to 1"),
+        ("optimiser.z_loss=-1", "0 .none. or more"),
+        ("model.from=rene", "not both"),
+        ('data.sources={"a/b" = 1}', "one of sources, source and chat"),
+        ("data.held=x", "not both"),
         ('name="a\\nb"', "fit for a folder"),
     ],
 )
@@ -52,21 +63,49 @@ def test_unknown_recipes_and_broken_files(tmp_path):
         recipe.read(tmp_path / "x.toml")
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
-def test_schedule(shape):
-    schedule = recipe.Schedule(steps=100, batch=1, warmup=10, shape=shape, final=0.1)
-    rates = [optimiser.learning_rate(s, 1.0, schedule) for s in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(1.0 if shape == "constant" else 0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+SIZES = """
+name = "family"
+[model]
+family = "hf_llama"
+config = { hidden_size = 8 }
+[data]
+sources = { "shards/a b" = 0.5, "shards/c" = 2 }
+length = 100
+[optimiser]
+lr = 1.0
+[schedule]
+tokens = 1_001
+batch = 2
+changes = [{ at = 0.5, lr = 0.5 }, { at = 0.667, weight_decay = 0.0 }]
+[sizes.small]
+"optimiser.lr" = 0.25
+[sizes.large]
+"model.config.hidden_size" = 16
+"schedule.batch" = 4
+"""
 
 
-def test_only_matrices_decay():
-    read = recipe.read(recipe.path_of("builtin"))
-    with torch.device("meta"):
-        module = LanguageModel(families.get("rene").to_config(read.model.config))
-    decayed, free = optimiser.build(module, read.optimiser).param_groups
-    names = {id(p): n for n, p in module.named_parameters()}
-    kept = {names[id(p)].rpartition(".")[2] for p in free["params"]}
-    assert kept == {"A_log", "D", "dt_bias", "norm_weight", "bias", "weight"}
-    assert all(p.ndim >= 2 for p in decayed["params"]) and free["weight_decay"] == 0
+def test_a_recipe_of_several_sizes(tmp_path):
+    path = tmp_path / "family.toml"
+    path.write_text(SIZES)
+    small, large = (recipe.read(path, size=size) for size in recipe.sizes(path))
+    assert (small.name, small.optimiser.lr, small.model.config, small.steps) == ("family-small", 0.25, {"hidden_size": 8}, 6)
+    assert (large.name, large.optimiser.lr, large.model.config, large.steps) == ("family-large", 1.0, {"hidden_size": 16}, 3)
+    assert recipe.read(path, ("optimiser.lr=7.0",), "small").optimiser.lr == 7.0
+    recipe.write(small, tmp_path / "copy.toml")
+    assert recipe.read(tmp_path / "copy.toml") == small
+    with pytest.raises(UsageError, match="did you mean small"):
+        recipe.read(path, size="smal")
+    with pytest.raises(UsageError, match=r"choose a size \(small, large\)"):
+        recipe.read(path)
+    with pytest.raises(UsageError, match="no size"):
+        recipe.read(recipe.path_of("builtin"), size="small")
+
+
+def test_a_model_to_train_on(tmp_path):
+    path = tmp_path / "more.toml"
+    path.write_text(SIZES.replace('family = "hf_llama"\nconfig = { hidden_size = 8 }', 'from = "rene"').split("[sizes")[0])
+    more = recipe.read(path)
+    assert more.model.from_ == "rene" and not more.model.family
+    recipe.write(more, tmp_path / "copy.toml")
+    assert 'from = "rene"' in (tmp_path / "copy.toml").read_text() and recipe.read(tmp_path / "copy.toml") == more

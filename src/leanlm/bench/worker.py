@@ -24,6 +24,8 @@ KINDS = {  # what a process may be: module and class
     "leanlm": ("leanlm.bench.ours", "Ours"),
     "llama.cpp": ("leanlm.bench.llama_cpp", "LlamaCpp"),
     "transformers": ("leanlm.bench.transformers", "Transformers"),
+    "train": ("leanlm.bench.training", "Ours"),
+    "train-transformers": ("leanlm.bench.training", "Theirs"),
 }
 ERRORS = {error.code: error for error in (LeanLMError, UsageError, NotFound, CheckpointError, CheckFailed)}
 

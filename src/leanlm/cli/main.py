@@ -24,6 +24,8 @@ VERBS = {
     "pull": ("leanlm.cli.pull", "download a model"),
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
     "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
+    "launch": ("leanlm.cli.launch", "print the command that trains a recipe on many processes"),
+    "average": ("leanlm.cli.average", "make a model of the mean of a run's checkpoints"),
     "data": ("leanlm.cli.data", "text into token shards; import, look into and check them"),
     "import": ("leanlm.cli.import_checkpoint", "turn a training checkpoint of fms-fsdp into a model folder"),
     "recipe": ("leanlm.cli.recipe", "list, show or copy the recipes that come with the package"),
@@ -31,6 +33,7 @@ VERBS = {
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
+    "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }
 

@@ -1,11 +1,16 @@
-"""leanlm train RECIPE: run a recipe, or go on with the run its folder holds."""
+"""leanlm train RECIPE: run a recipe, go on with the run its folder holds, or tell beforehand what it will take."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from leanlm.errors import UsageError
+
+Settings = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE")]
 
 
 @dataclass(frozen=True)
@@ -14,62 +19,73 @@ class Command:
 
     recipe: tyro.conf.Positional[str]
     """A recipe file, or a name from `leanlm recipe list`."""
+    size: str = ""
+    """Which of the recipe's sizes, where it has some."""
     out: Path | None = None
     """Folder of the run; runs/NAME where none is given."""
-    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE")] = ()
+    set: Settings = ()
     """Change a setting of the recipe; may be given several times."""
+    plan: bool = False
+    """Train nothing; tell memory, arithmetic, speed and days."""
+    on: str = "here"
+    """For --plan: the device; v100, a100, h100, h200, b200, or here."""
+    processes: int = 1
+    """For --plan: how many processes, one device each."""
+    per_node: int = 8
+    """For --plan: processes of a machine."""
+    mfu: float | None = None
+    """For --plan: the share of the device's peak to assume."""
+    find_lr: bool = False
+    """Train nothing; try rising learning rates on the fresh model for a few steps and name one to begin with."""
+    json: bool = False
+    """Print JSON, for --plan and --find-lr."""
 
 
 def run(command: Command) -> None:
     from leanlm.train import recipe
 
-    settings = recipe.read(recipe.path_of(command.recipe), command.set)
+    settings = recipe.read(recipe.path_of(command.recipe), command.set, command.size)
+    if command.plan and command.find_lr:
+        raise UsageError("--plan and --find-lr: one at a time")
+    if command.plan:
+        plan(command, settings)
+        return
     folder = command.out or Path("runs") / settings.name
+    if command.find_lr:
+        find_lr(command, settings, folder)
+        return
     print(f"{settings.name} in {folder}", file=sys.stderr)
 
+    from leanlm.cli.progress import Line
     from leanlm.train.loop import train
 
-    print(train(settings, folder, Line()))
+    if (finished := train(settings, folder, Line())) is not None:
+        print(finished)
 
 
-class Line:
-    """The progress line: redrawn in place on a terminal, one line every 20 steps elsewhere."""
+def plan(command: Command, settings) -> None:
+    from leanlm.cli import plans
+    from leanlm.train import hardware
+    from leanlm.train.plan import UTILISATION, Cluster, make
 
-    def __init__(self):
-        self.terminal = sys.stderr.isatty()
-        self.validated = ""
-        self.mean: float | None = None
-
-    def __call__(self, report) -> None:
-        if report.bits_per_byte is not None:
-            self.validated = f"  held-out {report.bits_per_byte:.3f} bits/byte"
-        if report.note:
-            self.print(f"{report.note}{self.validated if report.bits_per_byte is not None else ''}", keep=True)
-        if report.loss is None:
-            return
-        left = (report.steps - report.step) * self.seconds(report)
-        text = (
-            f"step {report.step}/{report.steps}  loss {report.loss:.3f}{self.validated}  lr {report.lr:.2e}"
-            f"  grad {report.grad_norm:.2f}  {report.tokens_per_second:,.0f} tokens/s  {clock(left)} left"
-        )
-        keep = report.bits_per_byte is not None or report.step == report.steps
-        if self.terminal or keep or report.step % 20 == 0:
-            self.print(text, keep)
-
-    def seconds(self, report) -> float:
-        """Seconds per step, averaged over about the last 50."""
-        took = report.tokens / report.tokens_per_second
-        self.mean = took if self.mean is None else 0.98 * self.mean + 0.02 * took
-        return self.mean
-
-    def print(self, text: str, keep: bool) -> None:
-        if self.terminal:
-            print(f"\r\033[K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+    for flag, value in (("--processes", command.processes), ("--per-node", command.per_node)):
+        if value < 1:
+            raise UsageError(f"{flag} {value}: it must be at least 1")
+    if command.mfu is not None and not 0 < command.mfu <= 1:
+        raise UsageError(f"--mfu {command.mfu:g}: a share of the peak, from 0 to 1")
+    cluster = Cluster(hardware.named(command.on), command.processes, min(command.per_node, command.processes))
+    made = make(settings, cluster, command.mfu or UTILISATION)
+    print(json.dumps(plans.as_dict(made), indent=2) if command.json else plans.as_text(made))
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+def find_lr(command: Command, settings, folder: Path) -> None:
+    from leanlm.cli.progress import Line
+    from leanlm.train.lr_finder import find
+
+    found = find(settings, folder, Line())
+    if command.json:
+        print(json.dumps({"lr": found.lr, "rates": found.rates, "losses": found.losses, "chart": str(found.chart)}, indent=2))
+        return
+    print(f"--set optimiser.lr={found.lr:.1e}  (the recipe has {settings.optimiser.lr:.1e}; curve in {found.chart})")

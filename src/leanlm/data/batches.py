@@ -126,6 +126,11 @@ class Mixture:
         segments = torch.from_numpy(marks.cumsum(1)) if marks[:, 1:].any() else None
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), segments)
 
+    @property
+    def vocab_size(self) -> int:
+        """Every id is below it."""
+        return max(source.shards.manifest.vocab_size for source in self.sources)
+
     def check_tokenizer(self, sha256: str, vocab_size: int) -> None:
         """`Shards.check_tokenizer` of every source."""
         for source in self.sources:

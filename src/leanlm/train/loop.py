@@ -1,214 +1,227 @@
 """The training loop: one visible function. Data in, loss, step, report; checkpoints and validation at their times."""
 
-import dataclasses
-import json
-import shutil
-import signal
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tokenizers
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from leanlm import families
-from leanlm.checkpoint.save import save_module
-from leanlm.checkpoint.tokenizer import Tokenizer
-from leanlm.data import sources
-from leanlm.data.batches import Batch, Windows
-from leanlm.data.shards import Shards
-from leanlm.data.vocabulary import END_OF_TEXT, fingerprint, train_bpe
-from leanlm.data.writer import write_shards
-from leanlm.errors import CheckFailed, UsageError
-from leanlm.evaluate import loss as held_out_loss
+from leanlm.data.batches import IGNORED, Batch
+from leanlm.data.feed import feed
+from leanlm.errors import CheckFailed, CheckpointError, LeanLMError
+from leanlm.evaluate.loss import Loss
 from leanlm.model.language_model import LanguageModel
+from leanlm.train import checkpoints, parallel, run, schedule, start, watch
 from leanlm.train import optimiser as optimisers
-from leanlm.train import recipe as recipes
-from leanlm.train import run
+from leanlm.train import origin as origins
+from leanlm.train.checkpoints import Progress, Saver
+from leanlm.train.finish import finish
+from leanlm.train.origin import Origin
+from leanlm.train.precision import LossScale, autocast
+from leanlm.train.processes import Processes, joined
 from leanlm.train.recipe import Recipe
-from leanlm.train.run import Progress
+from leanlm.train.report import Report
+from leanlm.train.schedule import Rates
+from leanlm.train.start import Material
+from leanlm.train.stop import Stop, listening
+from leanlm.train.validate import validate
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the loop tells its caller: a finished step, a validation, or one line of plain text about the run."""
+def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambda _: None) -> Path | None:
+    """Train `recipe` in `folder`, going on from its newest checkpoint; returns the folder of the finished model, or None where
+    the run stopped because its time was up.
 
-    step: int
-    steps: int
-    loss: float | None = None  # nats per token
-    lr: float | None = None
-    tokens: int | None = None  # in the step
-    grad_norm: float | None = None
-    tokens_per_second: float | None = None
-    bits_per_byte: float | None = None  # held-out
-    note: str = ""
-
-
-def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambda _: None) -> Path:
-    """Train `recipe` in `folder`, going on from its newest checkpoint; returns the folder of the finished model.
-
-    A stop by Ctrl-C or SIGTERM is honoured at the next step boundary: a checkpoint is written, then KeyboardInterrupt is
-    raised. A non-finite loss stops the run before the weights are touched (CheckFailed naming the batch).
+    Every process that torchrun or srun started calls this; the first reports. A stop by Ctrl-C or SIGTERM is honoured at the
+    next step boundary: a checkpoint is written, then KeyboardInterrupt is raised; a second Ctrl-C does not wait. A non-finite
+    loss stops the run before the weights are touched (CheckFailed naming the batch).
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same_run(recipe, folder)
-    module = build(recipe)
-    optimiser = optimisers.build(module, recipe.optimiser)
-    windows, held, tokenizer = prepare(recipe, folder, report)
-    recipes.write(recipe, folder / "recipe.toml")
-    progress = Progress()
-    if past := run.checkpoints(folder):
-        progress = run.restore(past[-1], module, optimiser)
-        report(Report(progress.step, recipe.schedule.steps, note=f"going on from {past[-1].name}"))
-    keep, schedule = recipe.keep, recipe.schedule
-    with _stop_signals() as stopped:
-        while progress.step < schedule.steps:
-            began = time.perf_counter()
-            batch = windows.batch(progress.position, schedule.batch)
-            lr = optimisers.learning_rate(progress.step, recipe.optimiser.lr, schedule)
-            loss, norm = step(module, optimiser, batch, lr, recipe.optimiser.clip, progress)
-            spent = time.perf_counter() - began
-            progress = Progress(progress.step + 1, progress.position + schedule.batch, progress.seconds + spent)
-            rate = batch.tokens.numel() / spent
-            bpb = None
-            if progress.step % keep.validate == 0 and held is not None:
-                bpb = validate(module, held, keep.validate_bytes).bits_per_byte
-            record = Report(progress.step, schedule.steps, loss, lr, batch.tokens.numel(), norm, rate, bpb)
-            run.log(folder, {k: v for k, v in asdict(record).items() if v not in (None, "")})
-            report(record)
-            if progress.step % keep.checkpoint == 0 or progress.step == schedule.steps or stopped.is_set():
-                run.save(folder, module, optimiser, progress, keep.last)
-            if stopped.is_set():
-                raise KeyboardInterrupt
-    return finish(recipe, folder, module, tokenizer, held, progress, report)
+    batch_size, keep, stop = recipe.schedule.batch, recipe.keep, Stop(recipe.keep.hours)
+    with joined() as processes:
+        report = report if processes.leader else lambda _: None
+
+        def note(text: str) -> None:
+            report(Report(0, recipe.steps, note=text))
+
+        for text in processes.together(lambda: run.enter(recipe, folder) if processes.leader else []):
+            note(text)
+        origin = processes.first(lambda: origins.of(recipe, folder))
+        module = origin.module
+        for text in origin.notes:
+            note(text)
+        parallel.check(recipe, processes)
+        material = processes.first(lambda: prepare(recipe, folder, origin, processes, note))
+        objective = parallel.spread(module, origin.parts(recipe), recipe.optimiser.z_loss, recipe.compute, processes)
+        sharded = objective if parallel.strategy(recipe.compute, processes) in parallel.SHARDED else None
+        optimiser = optimisers.build(module, recipe.optimiser)
+        progress = Progress(data=material.rows.fingerprint, scale=LossScale.first(recipe.compute))
+        if past := checkpoints.complete(folder):
+            progress = resume(past[-1], module, optimiser, progress, processes)
+            note(f"going on from {past[-1].name}")
+        batches = feed(material.rows, progress.position, batch_size, processes.rank, processes.size)
+        watching = watch.watching(recipe, folder, origin, processes, report)
+        with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:
+            while progress.step < recipe.steps:
+                began = time.perf_counter()
+                batch, targets = fetch(batches, processes)
+                waited = time.perf_counter() - began
+                rates = schedule.rates(progress.step, recipe)
+                done = step(objective, optimiser, batch, targets, rates, recipe, progress, processes)
+                spent = time.perf_counter() - began
+                progress = replace(
+                    progress,
+                    step=progress.step + 1,
+                    position=progress.position + batch_size,
+                    seconds=progress.seconds + spent,
+                    scale=done.scale,
+                )
+                held = None
+                if progress.step % keep.validate == 0 and material.held is not None:
+                    with autocast(recipe.compute, processes.device):
+                        held = validate(module, material.held, keep.validate_bytes, processes, sharded, stop.wanted)
+                tell(told(recipe, progress.step, rates, done, held, spent, waited))
+                if held is not None and sharded is None:
+                    tell.samples(material.tokenizer)
+                asked, late, failed = processes.sums(stop.asked, stop.late, saver.failed)
+                if progress.step % keep.checkpoint == 0 or progress.step == recipe.steps or asked or late:
+                    saver.save(module, optimiser, progress)
+                if asked or late or failed:
+                    saver.finish()
+                if asked:
+                    raise KeyboardInterrupt
+                if late and progress.step < recipe.steps:
+                    note(f"{keep.hours:g} hours are over: stopped after step {progress.step}; the same command goes on")
+                    return None
+            saver.finish()
+        return finish(recipe, folder, origin, sharded, material, processes, progress, report)
+
+
+def prepare(recipe: Recipe, folder: Path, origin: Origin, processes: Processes, note: Callable[[str], None]) -> Material:
+    """What the run reads; the leader makes it and then stores the recipe, by which the others know that it is there."""
+    found = start.material(recipe, folder, origin, note)
+    found.check_fits(recipe, origin.module)
+    if processes.leader:
+        run.accept(recipe, folder, origin)
+    return found
+
+
+def resume(
+    checkpoint: Path, module: LanguageModel, optimiser: torch.optim.Optimizer, fresh: Progress, processes: Processes
+) -> Progress:
+    """Load a checkpoint into the run; `fresh` is where it would stand without. Raises CheckpointError where it is damaged, or
+    read other data."""
+    progress = checkpoints.restore(checkpoint, module, optimiser, processes)
+    if progress.data != fresh.data:
+        raise CheckpointError(
+            f"{checkpoint}: this run read other token shards, or in another order; bring them back, or name another folder"
+        )
+    if progress.scale.dynamic != fresh.scale.dynamic:  # compute.dtype was changed
+        return replace(progress, scale=replace(fresh.scale, skipped=progress.scale.skipped))
+    return progress
+
+
+def fetch(batches: Generator[Batch], processes: Processes) -> tuple[Batch, int]:
+    """This process's rows of the next step, and how many targets all processes have in theirs."""
+    batch, error = None, None
+    try:
+        batch = next(batches)
+    except LeanLMError as met:
+        error = met
+    counted = 0 if batch is None else int((batch.targets != IGNORED).sum())
+    targets, failed = processes.sums(counted, error is not None)
+    if failed:
+        processes.together(lambda: raised(error))
+    return batch, int(targets)
+
+
+def raised(error: LeanLMError | None) -> None:
+    if error is not None:
+        raise error
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step came to: loss in nats per target, norm of the gradient before clipping, and the next step's loss scale."""
+
+    loss: float
+    norm: float
+    scale: LossScale
 
 
 def step(
-    module: LanguageModel, optimiser: torch.optim.Optimizer, batch: Batch, lr: float, clip: float, at: Progress
-) -> tuple[float, float]:
-    """One optimiser step; mutates the weights and returns (loss in nats per token, norm of the gradient)."""
-    loss = next_token_loss(module, batch)
-    if not torch.isfinite(loss):
-        raise CheckFailed(
-            f"step {at.step}: the loss of windows {at.position} .. {at.position + len(batch.tokens) - 1} is {loss.item()}; "
-            "the weights were left as they are: lower optimiser.lr, or look at this text"
-        )
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), clip or float("inf"))
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return loss.item(), norm.item()
+    objective: nn.Module,
+    optimiser: torch.optim.AdamW,
+    batch: Batch,
+    targets: int,
+    rates: Rates,
+    recipe: Recipe,
+    progress: Progress,
+    processes: Processes,
+) -> Done:
+    """One optimiser step on all processes' rows; mutates the weights.
+
+    The gradient is that of the sum over all targets divided by their number, however the rows are dealt out to processes and
+    forward passes and however many targets are masked. The engines average gradients, which the factor `size` undoes.
+    """
+    scale, passes = progress.scale.value, list(pieces(batch, recipe.schedule.micro, processes.device))
+    sums = torch.zeros(2, device=processes.device)
+    for number, piece in enumerate(passes, 1):
+        with accumulating(objective, last=number == len(passes)):
+            with autocast(recipe.compute, processes.device):
+                part = objective(piece.tokens, piece.targets, piece.segments)
+            (part[0] * (scale * processes.size / max(targets, 1))).backward()
+        sums += part.detach()
+    total, nats = processes.sums(*sums.tolist())
+    if not math.isfinite(total):
+        raise not_finite("loss", total, recipe, progress)
+    norm = optimisers.apply(optimiser, rates, recipe.optimiser.clip, scale)
+    fitted = math.isfinite(norm)
+    if not fitted and not progress.scale.dynamic:
+        raise not_finite("gradient", norm, recipe, progress)
+    return Done(nats / max(targets, 1), norm, progress.scale.after(fitted))
 
 
-def next_token_loss(module: LanguageModel, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats of every next token."""
-    logits = module(batch.tokens, segments=batch.segments)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
+def told(recipe: Recipe, number: int, rates: Rates, done: Done, held: Loss | None, spent: float, waited: float) -> Report:
+    """What there is to say after step `number`, which took `spent` seconds, `waited` of them for data."""
+    tokens = recipe.schedule.batch * recipe.data.length
+    return Report(
+        number,
+        recipe.steps,
+        loss=done.loss,
+        lr=rates.lr,
+        weight_decay=rates.weight_decay,
+        tokens=tokens,
+        grad_norm=done.norm,
+        tokens_per_second=tokens / spent,
+        waited=waited,
+        skipped=done.scale.skipped if done.scale.dynamic else None,
+        validation=held and held.per_token,
+        bits_per_byte=held and held.bits_per_byte,
+    )
 
 
-def build(recipe: Recipe) -> LanguageModel:
-    """The recipe's model with fresh float32 weights; the same seed gives the same weights."""
-    torch.manual_seed(recipe.seed)
-    config = families.get(recipe.model.family).to_config(recipe.model.config)
-    if config.vocab_size != recipe.data.vocab_size:
-        raise UsageError(
-            f"{recipe.name}: the model has {config.vocab_size} tokens and data.vocab_size is {recipe.data.vocab_size}; "
-            "make them equal"
-        )
-    module = LanguageModel(config)
-    module.reset(recipe.model.init_std)
-    return module
+def not_finite(what: str, value: float, recipe: Recipe, at: Progress) -> CheckFailed:
+    return CheckFailed(
+        f"step {at.step}: the {what} of windows {at.position} .. {at.position + recipe.schedule.batch - 1} is {value}; "
+        "the weights were left as they are: lower optimiser.lr, or look at this text"
+    )
 
 
-def prepare(recipe: Recipe, folder: Path, report: Callable[[Report], None]) -> tuple[Windows, Shards | None, Tokenizer]:
-    """Tokenizer and shards of the run, made once and kept in its folder."""
-    path, data, held = folder / "tokenizer.json", folder / "data", folder / "held"
-    accepted = (folder / "recipe.toml").is_file()  # else what lies there is of a recipe that could not run
-    if not (accepted and path.is_file() and (data / "manifest.json").is_file()):
-        documents = list(sources.read(recipe.data.source, recipe.data.suffix))
-        learned, kept = sources.split(documents, recipe.data.held_out)
-        shutil.rmtree(held, ignore_errors=True)
-        if absent := set(recipe.data.held_out) - {d.name for d in kept}:
-            if not kept:
-                raise UsageError(f"data.held_out: {recipe.data.source} has no document named {min(absent)!r}")
-            report(
-                Report(0, recipe.schedule.steps, note=f"{len(absent)} held-out names are not in this source: {min(absent)} ...")
-            )
-        size = sum(len(d.text.encode()) for d in learned)
-        report(Report(0, recipe.schedule.steps, note=f"reading {len(learned)} documents, {size / 1e6:.1f} MB"))
-        bpe = train_bpe((d.text for d in learned), recipe.data.vocab_size)
-        bpe.save(str(path.with_suffix(".partial")))
-        path.with_suffix(".partial").replace(path)
-        encode = lambda text: bpe.encode(text).ids  # noqa: E731
-        end = bpe.token_to_id(END_OF_TEXT)
-        for target, texts in ((held, kept), (data, learned)):
-            if texts:
-                write_shards(target, (d.text for d in texts), encode, end, bpe.get_vocab_size(), fingerprint(bpe))
-    roles = json.dumps({"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}).encode()
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), {"tokenizer_config.json": roles})
-    shards = Shards(data)
-    shards.check_tokenizer(fingerprint(tokenizer.core), tokenizer.vocab_size)
-    held_shards = Shards(held) if held.is_dir() else None
-    return Windows(shards, recipe.data.length, recipe.seed), held_shards, tokenizer
+def pieces(batch: Batch, micro: int, device: torch.device) -> Generator[Batch]:
+    """The rows of a batch for one forward pass after another, on their device."""
+    rows = len(batch.tokens)
+    for first in range(0, rows, micro or rows):
+        parts = (batch.tokens, batch.targets, batch.segments)
+        cut = (None if part is None else part[first : first + (micro or rows)] for part in parts)
+        yield Batch(*(None if part is None else part.to(device, non_blocking=True) for part in cut))
 
 
-def validate(module: LanguageModel, held: Shards, most_bytes: int | None = None) -> held_out_loss.Loss:
-    """Loss on held-out documents, the first ones up to `most_bytes` of text (None: all)."""
-    module.eval()
-    end = int(held.document(0)[-1])
-    documents, size = [], 0
-    for number, n_bytes in enumerate(held.bytes):
-        if most_bytes is not None and size >= most_bytes:
-            break
-        documents.append((held.document(number)[:-1].tolist(), int(n_bytes)))
-        size += int(n_bytes)
-    loss = held_out_loss.measure(module, documents, start_id=end)
-    module.train()
-    return loss
-
-
-def finish(recipe, folder, module, tokenizer, held, progress, report) -> Path:
-    """Write the finished model as its family publishes it, and report its loss, as written, on all held-out text."""
-    module.to(getattr(torch, recipe.keep.dtype))
-    save_module(folder / "model", module, families.get(recipe.model.family), tokenizer=tokenizer)
-    bpb = validate(module, held).bits_per_byte if held is not None else None
-    record = Report(progress.step, recipe.schedule.steps, bits_per_byte=bpb, note=f"finished: {folder / 'model'}")
-    run.log(folder, {k: v for k, v in {**asdict(record), "seconds": round(progress.seconds)}.items() if v not in (None, "")})
-    report(record)
-    return folder / "model"
-
-
-def _check_same_run(recipe: Recipe, folder: Path) -> None:
-    """Refuse a folder whose run differs in anything but its name, its number of steps, what it keeps, and threads."""
-    path = folder / "recipe.toml"
-    if not path.is_file():
-        return
-    past = recipes.read(path)
-    past = dataclasses.replace(past, schedule=dataclasses.replace(past.schedule, steps=recipe.schedule.steps))
-    for field in ("model", "data", "optimiser", "schedule", "seed"):
-        if getattr(past, field) != getattr(recipe, field):
-            raise UsageError(f"{folder}: holds a run with another [{field}]; name another folder, or the same recipe")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event set by Ctrl-C or SIGTERM while the block runs; outside the main thread signals are left alone."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    past = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in past.items():
-            signal.signal(number, handler)
+def accumulating(objective: nn.Module, last: bool) -> AbstractContextManager:
+    """Copies of a model exchange gradients in the last pass of a step alone; shards of one, in every pass, to save memory."""
+    return objective.no_sync() if isinstance(objective, DistributedDataParallel) and not last else nullcontext()

@@ -1,76 +1,68 @@
-"""A run's folder: all that an exact resume needs, every checkpoint written aside and renamed when complete.
+"""A run's folder: all that an exact resume needs. Only the leading process writes here, checkpoints apart.
 
 recipe.toml       the recipe as run            log.jsonl     one line per report
-tokenizer.json    the run's own tokenizer      data/, held/  token shards
-step-00000200/    weights, optimiser, progress model/        the finished model in its published format
+tokenizer.json    the run's own tokenizer      data/, held/  token shards, where the run made them
+origin.json       the checkpoint gone on from, without weights
+step-00000200/    a checkpoint                 model/        the finished model in its published format
 """
 
+import dataclasses
 import json
-import pickle
-import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from leanlm.errors import LeanLMError, UsageError
+from leanlm.train import checkpoints
+from leanlm.train import recipe as recipes
+from leanlm.train.origin import Origin
+from leanlm.train.recipe import Recipe
+from leanlm.train.report import Report
 
-from leanlm.errors import CheckpointError, LeanLMError, first_line
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: optimiser steps done, windows consumed, seconds spent training."""
-
-    step: int = 0
-    position: int = 0
-    seconds: float = 0.0
+RECIPE, LOG = "recipe.toml", "log.jsonl"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first by step."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
+def enter(recipe: Recipe, folder: Path) -> list[str]:
+    """Make the folder, or see that it holds this very run; returns what is to be told of what lies there. Checkpoints that were
+    never completed are removed.
 
-
-def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
-    """Write a checkpoint and remove all but the newest `keep`; a failure leaves the older ones as they were."""
-    final = folder / f"step-{progress.step:08}"
-    aside = final.with_name(final.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    Steps, the windows of a forward pass, the machine, what is kept, and the name may differ. Raises UsageError otherwise.
+    """
     try:
-        aside.mkdir(parents=True)
-        save_file({name: p.detach().contiguous() for name, p in module.named_parameters()}, aside / "weights.safetensors")
-        torch.save(optimiser.state_dict(), aside / "optimiser.pt")
-        (aside / "progress.json").write_text(json.dumps(asdict(progress)))
-        shutil.rmtree(final, ignore_errors=True)
-        aside.replace(final)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        shutil.rmtree(aside, ignore_errors=True)
-        raise LeanLMError(f"{final}: cannot write ({first_line(error)}); older checkpoints are as they were") from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LeanLMError(f"{folder}: cannot make this folder ({error.strerror})") from None
+    if (folder / RECIPE).is_file():
+        past = recipes.read(folder / RECIPE)
+        now = recipe.schedule
+        schedule = dataclasses.replace(past.schedule, steps=now.steps, tokens=now.tokens, micro=now.micro)
+        past = dataclasses.replace(past, schedule=schedule)
+        for field in ("model", "data", "optimiser", "schedule", "seed"):
+            if getattr(past, field) != getattr(recipe, field):
+                raise UsageError(f"{folder}: holds a run with another [{field}]; name another folder, or the same recipe")
+    notes = []
+    for path in sorted(folder.glob("step-*.partial")):
+        shutil.rmtree(path, ignore_errors=True)
+        notes.append(f"{path.name} was never completed; removed")
+    if (folder / RECIPE).is_file() and not checkpoints.complete(folder):
+        notes.append("no checkpoint of this run is left: it begins again")
+    return notes
 
 
-def restore(checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-    """Load weights and optimiser state in place; raises CheckpointError naming the damaged checkpoint and the way out."""
+def accept(recipe: Recipe, folder: Path, origin: Origin) -> None:
+    """Store the recipe, and what it goes on from: it can run, and the folder is its own from now on."""
     try:
-        progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
-        module.load_state_dict(load_file(checkpoint / "weights.safetensors"))
-        optimiser.load_state_dict(torch.load(checkpoint / "optimiser.pt", weights_only=True))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        older = [p.name for p in checkpoints(checkpoint.parent) if p != checkpoint]
-        remedy = f"remove it to go on from {older[-1]}" if older else "remove it to start again"
-        raise CheckpointError(f"{checkpoint}: damaged checkpoint ({first_line(error)}); {remedy}") from None
-    return progress
+        origin.keep(folder)
+        recipes.write(recipe, folder / RECIPE)
+    except OSError as error:
+        raise LeanLMError(f"{folder / RECIPE}: cannot write ({error.strerror})") from None
 
 
-def log(folder: Path, record: dict) -> None:
-    """Append one JSON line to the run's log."""
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def log(folder: Path, report: Report) -> None:
+    """Append what a report says as one JSON line to the run's log."""
+    record = {name: value for name, value in asdict(report).items() if value not in (None, "")}
+    try:
+        with (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise LeanLMError(f"{folder / LOG}: cannot write ({error.strerror}); checkpoints are as they were") from None

@@ -1,0 +1,140 @@
+"""Line charts as SVG text: axes with round numbers, series as lines or points, error bars, a legend. Needs nothing."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+WIDTH, HEIGHT = 720, 440
+LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by the colour-blind
+POINTS = 1000  # of a line at most: more are not seen
+TICKS = 6
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points, in the order of x; `errors` are half the lengths of their bars. What is not finite is left out."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    errors: Sequence[float] = ()
+    style: Literal["line", "points", "dashed"] = "line"
+
+    def points(self, log_x: bool, log_y: bool) -> list[tuple[float, float, float]]:
+        errors = self.errors or [0.0] * len(self.x)
+        found = [
+            (x, y, e)
+            for x, y, e in zip(self.x, self.y, errors, strict=True)
+            if math.isfinite(x + y + e) and (x > 0 or not log_x) and (y > 0 or not log_y)
+        ]
+        return found[:: -(-len(found) // POINTS)] if len(found) > POINTS else found
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values low .. high to pixels from .. to."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values within the axis."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            found = [m * 10.0**p for p in powers for m in ((1, 2, 5) if len(powers) < TICKS else (1,))]
+        else:
+            rough = (self.high - self.low) / TICKS
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+            first = math.ceil(self.low / step - 1e-9)
+            found = [(first + i) * step for i in range(2 * TICKS)]
+        slack = 1e-9 * abs(self.high)
+        return [v for v in found if self.low - slack <= v <= self.high + slack]
+
+
+def svg(title: str, series: Sequence[Series], x_label: str, y_label: str, log_x: bool = False, log_y: bool = False) -> str:
+    """The chart as the text of an .svg file; a chart without points says so."""
+    drawn = [(s, s.points(log_x, log_y)) for s in series]
+    points = [point for _, found in drawn for point in found]
+    parts = [_text(WIDTH / 2, TOP / 2, title, size=16)]
+    if points:
+        x_axis = _axis([x for x, _, _ in points], LEFT, WIDTH - RIGHT, log_x)
+        y_axis = _axis([v for _, y, e in points for v in (y - e, y + e)], HEIGHT - BOTTOM, TOP, log_y)
+        parts += _frame(x_axis, y_axis, x_label, y_label)
+        for number, (one, found) in enumerate(drawn):
+            parts += _series(one, found, x_axis, y_axis, COLOURS[number % len(COLOURS)], number)
+    else:
+        parts.append(_text(WIDTH / 2, HEIGHT / 2, "nothing to show yet"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
+
+
+def _axis(values: list[float], start: float, end: float, log: bool) -> Axis:
+    low, high = min(values), max(values)
+    if log:
+        low = low if low > 0 else min(v for v in values if v > 0)
+        return Axis(low / 1.1, high * 1.1, start, end, log)
+    margin = 0.04 * (high - low) or abs(high) or 1.0
+    return Axis(low - margin, high + margin, start, end, log)
+
+
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
+    parts = []
+    for value in x_axis.ticks():
+        at = x_axis(value)
+        parts += [_line(at, TOP, at, HEIGHT - BOTTOM), _text(at, HEIGHT - BOTTOM + 18, number(value))]
+    for value in y_axis.ticks():
+        at = y_axis(value)
+        parts += [_line(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 8, at + 4, number(value), anchor="end")]
+    box = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - RIGHT - LEFT}" height="{HEIGHT - BOTTOM - TOP}"'
+    parts.append(f'{box} fill="none" stroke="#444"/>')
+    turned = f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_label), turned]
+
+
+def _series(one: Series, points: list, x_axis: Axis, y_axis: Axis, colour: str, place: int) -> list[str]:
+    at = [(x_axis(x), y_axis(y)) for x, y, _ in points]
+    parts = []
+    if one.style == "points":
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
+    elif at:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        dashes = ' stroke-dasharray="6 4"' if one.style == "dashed" else ""
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dashes}/>')
+    for x, y, error in points:
+        if error and (y - error > 0 or not y_axis.log):
+            parts.append(_line(x_axis(x), y_axis(y - error), x_axis(x), y_axis(y + error), colour))
+    y = TOP + 18 + 16 * place
+    key = _line(WIDTH - RIGHT - 30, y - 4, WIDTH - RIGHT - 10, y - 4, colour)
+    return [*parts, key, _text(WIDTH - RIGHT - 36, y, one.name, anchor="end")]
+
+
+def number(value: float) -> str:
+    """1500000 -> "1.5M", 0.0003 -> "3e-4"."""
+    if value == 0:
+        return "0"
+    for power, unit in ((9, "B"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g}{unit}"
+    if abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str = "#ddd") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", size: int = 12) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(text)}</text>'
