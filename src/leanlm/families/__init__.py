@@ -1,7 +1,7 @@
 """The published formats leanlm reads and writes: each a translation of a config and a two-way table of tensor names."""
 
 from leanlm.errors import CheckpointError, UsageError
-from leanlm.families import fms_llama, hf_bamba, hf_llama, hf_mamba, hf_mamba2, llamba, mamba_ssm, openlm, rene
+from leanlm.families import fms_llama, hf_bamba, hf_llama, hf_mamba, hf_mamba2, llamba, mamba_ssm, openlm, rene, telescoping
 from leanlm.families.family import Family, Rule
 
 __all__ = ["FAMILIES", "Family", "Rule", "find", "get"]
@@ -9,7 +9,7 @@ __all__ = ["FAMILIES", "Family", "Rule", "find", "get"]
 # openlm stands before mamba_ssm, whose keys are a subset of its own.
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (rene, llamba, hf_mamba, hf_mamba2, hf_bamba, hf_llama, fms_llama, openlm, mamba_ssm)
+    for module in (rene, llamba, hf_mamba, hf_mamba2, hf_bamba, hf_llama, telescoping, fms_llama, openlm, mamba_ssm)
 }
 
 

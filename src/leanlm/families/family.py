@@ -14,13 +14,14 @@ class Rule:
     """One published tensor and the parameters of ours stacked along its rows (`rows` each, where there are several).
 
     `interleaved`: per part, the head width whose rotary channels the format stores as neighbouring pairs (0: half-split, as
-    ours). `optional`: the file may lack it.
+    ours). `columns`: the same for the columns, in all. `optional`: the file may lack it.
     """
 
     theirs: str
     ours: tuple[str, ...]
     rows: tuple[int, ...] = ()
     interleaved: tuple[int, ...] = ()
+    columns: int = 0
     optional: bool = False
 
 

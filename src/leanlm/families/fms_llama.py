@@ -1,9 +1,10 @@
 """IBM's Foundation-Model-Stack Llama (the Avengers' baseline): fused q|k|v and gate|up, rotary channels in pairs."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from leanlm.families.family import (
     Family,
+    Rule,
     head_rules,
     linear_rules,
     need,
@@ -20,7 +21,7 @@ from leanlm.model.config import Attention, GatedMLP, ModelConfig, Norm, Rope
 
 
 def matches(raw: dict) -> bool:
-    return "emb_dim" in raw and bool({"nheads", "nlayers", "src_vocab_size"} & raw.keys())
+    return "emb_dim" in raw and "telescoping" not in raw and bool({"nheads", "nlayers", "src_vocab_size"} & raw.keys())
 
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
@@ -72,21 +73,29 @@ def write(config: ModelConfig) -> dict:
     }
 
 
-def rules(config: ModelConfig):
+def rules(config: ModelConfig, telescoping: Callable[..., list[Rule]] | None = None):
+    """`telescoping` gives the rules of attention of that kind."""
     table = [same("shared.emb.weight", "embedding.weight")]
     for i, (attention, mlp) in enumerate(config.layers):
-        theirs, ours = f"layers.{i}", f"layers.{i}.0"
-        width, kv = attention.head_dim, attention.n_kv_heads * attention.head_dim
-        table += norm_rules(f"{theirs}.ln", f"{ours}.norm", config.norm)
-        qkv = {"q_proj": attention.n_heads * width, "k_proj": kv, "v_proj": kv}
-        table += stacked_rules(f"{theirs}.attn.in_proj.qkv_fused", f"{ours}.mixer", qkv, attention.qkv_bias, (width, width, 0))
-        table += linear_rules(f"{theirs}.attn.dense", f"{ours}.mixer.out_proj", attention.out_bias)
+        theirs = f"layers.{i}"
+        table += norm_rules(f"{theirs}.ln", f"layers.{i}.0.norm", config.norm)
+        own = full_rules if isinstance(attention, Attention) else telescoping
+        table += own(f"{theirs}.attn", f"layers.{i}.0.mixer", attention)
         table += norm_rules(f"{theirs}.ff_ln", f"layers.{i}.1.norm", config.norm)
         ours = f"layers.{i}.1.mixer"
         gated = {"gate_proj": mlp.d_ff, "up_proj": mlp.d_ff}
         table += stacked_rules(f"{theirs}.ff_sub_layer.wg1_fused", ours, gated, mlp.bias)
         table += linear_rules(f"{theirs}.ff_sub_layer.w2", f"{ours}.down_proj", mlp.bias)
     return [*table, *norm_rules("dec_norm", "norm", config.final_norm), *head_rules(config, "shared.head")]
+
+
+def full_rules(theirs: str, ours: str, attention: Attention) -> list[Rule]:
+    width, kv = attention.head_dim, attention.n_kv_heads * attention.head_dim
+    qkv = {"q_proj": attention.n_heads * width, "k_proj": kv, "v_proj": kv}
+    return [
+        *stacked_rules(f"{theirs}.in_proj.qkv_fused", ours, qkv, attention.qkv_bias, (width, width, 0)),
+        *linear_rules(f"{theirs}.dense", f"{ours}.out_proj", attention.out_bias),
+    ]
 
 
 FAMILY = Family("fms_llama", matches, read, write, rules, prefixes=("_orig_mod.", "module."))

@@ -25,7 +25,8 @@ def to_ours(rules: Iterable[Rule], theirs: Mapping[str, Tensor | Packed]) -> dic
         parts = tensor.split(list(rule.rows)) if rule.rows else (tensor,)
         for i, (name, part) in enumerate(zip(rule.ours, parts, strict=True)):
             width = rule.interleaved[i] if rule.interleaved else 0
-            ours[name] = turned(part, width, to_halves) if width else part
+            part = turned(part, width, to_halves) if width else part
+            ours[name] = across(part, rule.columns, to_halves) if rule.columns else part
     return ours
 
 
@@ -39,6 +40,7 @@ def to_theirs(rules: Iterable[Rule], ours: Mapping[str, Tensor | Packed]) -> dic
         widths = rule.interleaved or (0,) * len(rule.ours)
         pairs = zip(rule.ours, widths, strict=True)
         parts = [turned(ours[name], width, to_pairs) if width else ours[name] for name, width in pairs]
+        parts = [across(part, rule.columns, to_pairs) for part in parts] if rule.columns else parts
         try:
             theirs[rule.theirs] = parts[0] if len(parts) == 1 else stack(parts)
         except UsageError as error:
@@ -49,6 +51,13 @@ def to_theirs(rules: Iterable[Rule], ours: Mapping[str, Tensor | Packed]) -> dic
 def turned(rows: Tensor | Packed, width: int, order: Callable[[Tensor, int], Tensor]) -> Tensor | Packed:
     """Rows in the order that `order` gives tensors."""
     return rows.take(order(torch.arange(len(rows)), width)) if isinstance(rows, Packed) else order(rows, width)
+
+
+def across(matrix: Tensor | Packed, width: int, order: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Columns in the order that `order` gives rows. Raises UsageError where they are packed."""
+    if isinstance(matrix, Packed):
+        raise UsageError("its columns are stored in another order than they are run in, and packed ones cannot be moved")
+    return order(matrix.T, width).T.contiguous()
 
 
 def to_halves(rows: Tensor, width: int) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from leanlm.errors import CheckpointError
+from leanlm.slots import Table, wrong
 
 
 def _positive(config, *names: str) -> None:
@@ -64,6 +65,57 @@ class Attention:
             raise CheckpointError(f"attention: a window of {self.window} sees nothing; it must be at least 1")
         if self.rope and (self.rope.dim > self.head_dim or self.rope.dim % 2):
             raise CheckpointError(f"attention: cannot rotate {self.rope.dim} of {self.head_dim} head channels")
+
+
+@dataclass(frozen=True)
+class Telescoping:
+    """Attention over a cache of `slots` slots, in which old tokens are merged into ever longer means: slot merges[i] takes two
+    entries of level i + 1, each of 2^i tokens (IBM's Avengers).
+
+    `rule` weighs what is merged: by a learned projection, by a token's scores with its own queries, by the square of its norm
+    ("l2", keys and values apart), all alike ("mean"), or not at all ("sqrt2": the sum over the square root of two). Entries are
+    looked at through RMS norms (`entry_norm`). Empty slots are keys and values of zeros, or masked (`mask_empty`). With
+    `softcap` c scores s become c tanh(s / c). `head_mix`: head h reads value head h mod n_kv_heads. `value_is_key`: values
+    are the keys before they are rotated.
+    """
+
+    kind: ClassVar[str] = "telescoping"
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    slots: int
+    merges: tuple[int, ...]
+    rule: Literal["learned", "self_score", "l2", "mean", "sqrt2"] = "learned"
+    v_head_dim: int = 0  # 0: head_dim
+    entry_norm: bool = True
+    entry_norm_eps: float = 1e-6
+    mask_empty: bool = False
+    softcap: float | None = None
+    head_mix: bool = False
+    value_is_key: bool = False
+    rope: Rope | None = None
+    scale: float | None = None  # None: head_dim ** -0.5
+    qkv_bias: bool = False
+    out_bias: bool = False
+
+    def __post_init__(self):
+        if not self.v_head_dim:
+            object.__setattr__(self, "v_head_dim", self.head_dim)
+        _positive(self, "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "slots")
+        if self.n_heads % self.n_kv_heads:
+            raise CheckpointError(f"telescoping: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly")
+        if self.rope and (self.rope.dim > self.head_dim or self.rope.dim % 2):
+            raise CheckpointError(f"telescoping: cannot rotate {self.rope.dim} of {self.head_dim} head channels")
+        if self.value_is_key and self.v_head_dim != self.head_dim:
+            raise CheckpointError(f"telescoping: values that are keys have their width, {self.head_dim}, not {self.v_head_dim}")
+        if self.softcap is not None and self.softcap <= 0:
+            raise CheckpointError(f"telescoping.softcap: {self.softcap}; it must be above 0")
+        if reason := wrong(self.table):
+            raise CheckpointError(f"telescoping: {self.slots} slots with merges {list(self.merges)} cannot be: {reason}")
+
+    @property
+    def table(self) -> Table:
+        return Table(self.slots, tuple(self.merges))
 
 
 @dataclass(frozen=True)
@@ -170,7 +222,7 @@ class DiscreteMamba2:
         return self.d_inner // self.n_v_heads
 
 
-Mixer = Attention | MLP | GatedMLP | Mamba1 | Mamba2 | DiscreteMamba2
+Mixer = Attention | Telescoping | MLP | GatedMLP | Mamba1 | Mamba2 | DiscreteMamba2
 MIXERS: dict[str, type] = {cls.kind: cls for cls in typing.get_args(Mixer)}
 
 

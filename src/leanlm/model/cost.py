@@ -1,6 +1,17 @@
 """What a model of a config costs, without building it: parameters, weight bytes, bytes of state per text. Loads no torch."""
 
-from leanlm.model.config import MLP, Attention, DiscreteMamba2, GatedMLP, Mamba1, Mamba2, Mixer, ModelConfig, Norm
+from leanlm.model.config import (
+    MLP,
+    Attention,
+    DiscreteMamba2,
+    GatedMLP,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    ModelConfig,
+    Norm,
+    Telescoping,
+)
 from leanlm.model.format import Format
 
 FLOAT32 = 4  # bytes; recurrent states are kept in it
@@ -48,6 +59,12 @@ def _matrices(mixer: Mixer, width: int) -> list[tuple[int, int]]:
         case Attention():
             inner, shared = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
             return [(width, inner), (width, shared), (width, shared), (inner, width)]
+        case Telescoping():
+            heads, shared = mixer.n_heads, mixer.n_kv_heads
+            outs = [heads * mixer.head_dim, shared * mixer.head_dim]
+            outs += [] if mixer.value_is_key else [shared * mixer.v_head_dim]
+            outs += [shared] if mixer.rule == "learned" else []
+            return [*((width, out) for out in outs), (heads * mixer.v_head_dim, width)]
         case MLP():
             return [(width, mixer.d_ff), (mixer.d_ff, width)]
         case GatedMLP():
@@ -67,6 +84,8 @@ def _biases(mixer: Mixer, width: int) -> int:
     match mixer:
         case Attention():
             return sum(outs[:3]) * mixer.qkv_bias + width * mixer.out_bias
+        case Telescoping():
+            return sum(outs[: 2 if mixer.value_is_key else 3]) * mixer.qkv_bias + width * mixer.out_bias
         case Mamba1():
             return (outs[0] + outs[3]) * mixer.bias + mixer.d_inner  # dt_proj always has one
         case _:
@@ -93,6 +112,8 @@ def _mixer(mixer: Mixer, width: int) -> int:
     if channels := convolved(mixer):
         total += channels * (mixer.d_conv + getattr(mixer, "conv_bias", True))
     match mixer:
+        case Telescoping():
+            total += (mixer.head_dim + mixer.v_head_dim) * mixer.entry_norm
         case Mamba1():
             total += mixer.d_inner * (mixer.d_state + 1)
         case Mamba2():
@@ -109,6 +130,9 @@ def _state(mixer: Mixer, room: int, dtype_bytes: int) -> int:
         case Attention():
             slots = mixer.window or room
             return tail + 2 * slots * mixer.n_kv_heads * mixer.head_dim * dtype_bytes + 2 * POSITION
+        case Telescoping():
+            numbers = mixer.head_dim + mixer.v_head_dim + (2 if mixer.rule == "l2" else 1)
+            return mixer.slots * mixer.n_kv_heads * numbers * FLOAT32 + 2 * POSITION
         case Mamba1() | Mamba2() | DiscreteMamba2():
             return tail + mixer.d_inner * mixer.d_state * FLOAT32
         case _:

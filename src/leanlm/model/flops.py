@@ -8,7 +8,7 @@ attention and scans.
 """
 
 from leanlm.model import cost
-from leanlm.model.config import Attention, DiscreteMamba2, Mamba1, Mamba2, Mixer, ModelConfig
+from leanlm.model.config import Attention, DiscreteMamba2, Mamba1, Mamba2, Mixer, ModelConfig, Telescoping
 
 BACKWARD = 2  # a product's backward pass is two products of the same size
 
@@ -40,6 +40,9 @@ def _mixing(mixer: Mixer, length: int) -> float:
     convolved = 2 * cost.convolved(mixer) * getattr(mixer, "d_conv", 0)
     if isinstance(mixer, Attention):
         return convolved + 4 * mixer.n_heads * mixer.head_dim * seen_keys(length, mixer.window)
+    if isinstance(mixer, Telescoping):
+        merged = 3 * mixer.n_kv_heads * (mixer.head_dim + mixer.v_head_dim)  # an entry a token is made of two
+        return merged + 2 * mixer.n_heads * (mixer.head_dim + mixer.v_head_dim) * mixer.slots
     return convolved + _scan(mixer)
 
 

@@ -21,9 +21,11 @@ from leanlm.model.mlp import MLP, GatedMLP
 from leanlm.model.norm import Norm
 from leanlm.model.packed import Packed, matmul
 from leanlm.model.state import Memory, State
+from leanlm.model.telescoping import Telescoping
 
 MIXERS = {
     config.Attention: Attention,
+    config.Telescoping: Telescoping,
     config.MLP: MLP,
     config.GatedMLP: GatedMLP,
     config.Mamba1: Mamba1,

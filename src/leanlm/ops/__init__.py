@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leanlm.ops.dispatch import implementation
+from leanlm.ops.merging import Cache, Reading
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -109,6 +110,27 @@ def attend(
 def causal_attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """`attend` for the plain case: S = L, query i sees keys 0 .. i."""
     return implementation("causal_attend", q.device.type)(q, k, v, scale)
+
+
+def telescope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight_k: Tensor,
+    weight_v: Tensor | None,
+    cache: Cache,
+    read: Tensor,
+    segments: Tensor | None,
+    reading: Reading,
+) -> tuple[Tensor, Cache]:
+    """Attention of q [B, L, H, P] over a cache of constant size, whose entries are k [B, L, G, P] and v [B, L, G, Q] of single
+    tokens and, of older ones, their means, weighted by the softmax of weight_k and weight_v [B, L, G] (None: weight_k).
+
+    `cache` is what was made of the `read` [B] (on the CPU) tokens of each text's document before. Where slot `merge_slot(t)`
+    takes two entries of token t's cache, `reading` says how, and how the slots are looked at. Returns y [B, L, H, Q] and the
+    cache after the last token, in at least float32.
+    """
+    return implementation("telescope", q.device.type)(q, k, v, weight_k, weight_v, cache, read, segments, reading)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, round_first: bool = False) -> Tensor:

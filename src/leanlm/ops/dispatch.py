@@ -17,6 +17,7 @@ OPERATIONS = (
     "selective_scan",
     "attend",
     "causal_attend",
+    "telescope",
     "rms_norm",
     "layer_norm",
     "gated_norm",

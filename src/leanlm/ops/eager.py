@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from leanlm.ops import packing
 from leanlm.ops.chunked import Chunked
+from leanlm.ops.merging import telescope as telescope
 
 SSD_CHUNK = 64  # tokens per chunk; the products inside a chunk grow with it, the carried states shrink
 SCAN_CHUNK = 32

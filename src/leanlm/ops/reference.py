@@ -8,6 +8,8 @@ B batch  L tokens  C channels  K taps  H heads  P head width  G groups  N state 
 import torch
 from torch import Tensor
 
+from leanlm import slots
+
 
 def exact(x: Tensor) -> Tensor:
     """x in the dtype the reference computes in: float32, or float64 if x is."""
@@ -150,3 +152,74 @@ def rotate(x, cos, sin):
     cos, sin = exact(cos)[:, :, None], exact(sin)[:, :, None]  # [B, L, 1, half]
     a, b = exact(x[..., :half]), exact(x[..., half : 2 * half])
     return torch.cat([(a * cos - b * sin), (b * cos + a * sin), exact(x[..., 2 * half :])], -1).to(x.dtype)
+
+
+def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading):
+    size, factor = reading.table.size, reading.factor
+    outputs, ends = [], []
+    for b in range(len(q)):
+        held = [
+            [None if part is None else part[b, j] for part in cache] if cache.weight_k[b, j, 0] > -torch.inf else None
+            for j in range(size)
+        ]
+        t, seen = int(read[b]), []
+        for i in range(q.shape[1]):
+            if segments is not None and segments[b, i] != (segments[b, i - 1] if i else 0):
+                t, held = 0, [None] * size
+            new = [None if part is None else exact(part[b, i]) for part in (k, v, weight_k, weight_v)]
+            if t:
+                into = slots.merge_slot(reading.table, t)
+                merged = [_merged(held[into], held[into - 1], factor)] if into < size else []
+                held = [new, *held[: into - 1], *merged, *held[into + 1 :]]
+            else:
+                held = [new, *held[1:]]
+            t += 1
+            seen.append(_looked_at(q[b, i], held, reading))
+        outputs.append(torch.stack(seen))
+        empty = [torch.zeros_like(new[0]), torch.zeros_like(new[1]), *[torch.full_like(new[2], -torch.inf)] * 2]
+        ends.append([entry or empty for entry in held])
+    parts = [
+        None if cache[i] is None else torch.stack([torch.stack([one[i] for one in end]) for end in ends]) for i in range(4)
+    ]
+    return torch.stack(outputs).to(q.dtype), type(cache)(*parts)
+
+
+def _merged(older, newer, factor):
+    """Two entries [k, v, weight_k, weight_v] as one; None is an empty slot."""
+    if older is None and newer is None:
+        return None
+    if older is None:
+        return newer if factor is None else [newer[0] * factor, newer[1] * factor, *newer[2:]]
+    if factor is not None:
+        return [(older[0] + newer[0]) * factor, (older[1] + newer[1]) * factor, torch.logaddexp(older[2], newer[2]), None]
+    weights = [None if a is None else torch.logaddexp(a, b) for a, b in zip(older[2:], newer[2:])]
+    merged = []
+    for i in (0, 1):
+        which = 2 + i if older[2 + i] is not None else 2
+        share = torch.softmax(torch.stack([older[which], newer[which]]), 0)[..., None]
+        merged.append(share[0] * older[i] + share[1] * newer[i])
+    return [*merged, *weights]
+
+
+def _looked_at(q, held, reading):
+    """What the heads of one query [H, P] see."""
+    outputs = []
+    for head in range(len(q)):
+        group = head * len(held[0][0]) // len(q)
+        other = head % len(held[0][0]) if reading.mixed else group
+        scores, values = [], []
+        for entry in held:
+            if entry is None and reading.masked:
+                continue
+            entry = entry or [torch.zeros_like(held[0][0]), torch.zeros_like(held[0][1])]
+            key = _normed(entry[0][group], reading.norm_k, reading.eps)
+            value = _normed(entry[1][other], reading.norm_v, reading.eps)
+            score = (exact(q[head]) * key).sum() * reading.scale
+            scores.append(score if reading.cap is None else reading.cap * torch.tanh(score / reading.cap))
+            values.append(value)
+        outputs.append(torch.softmax(torch.stack(scores), 0) @ torch.stack(values))
+    return torch.stack(outputs)
+
+
+def _normed(x, weight, eps):
+    return x if weight is None else x / torch.sqrt(x.square().mean() + eps) * exact(weight)
