@@ -16,6 +16,7 @@ from leanlm.model.config import (
     ModelConfig,
     Norm,
     Rope,
+    Telescoping,
 )
 from leanlm.model.language_model import LanguageModel
 
@@ -33,6 +34,13 @@ ONE_OF_EACH = {
     "window of 2": Attention(2, 1, 6, window=2, rope=Rope(4)),
     "window of 7 with conv": Attention(4, 2, 6, window=7, rope=Rope(6), d_conv=3),
     "window longer than the text": Attention(2, 2, 6, window=999),
+    "telescoping": Telescoping(4, 2, 6, 12, (3, 6, 9), rope=Rope(6)),
+    "telescoping by scores": Telescoping(4, 2, 6, 9, (2, 5), "self_score", 4, entry_norm=False, mask_empty=True, softcap=5.0),
+    "telescoping by norms, mixed heads": Telescoping(
+        4, 2, 6, 10, (4, 5, 8), "l2", rope=Rope(4), head_mix=True, value_is_key=True, qkv_bias=True, out_bias=True
+    ),
+    "telescoping by means": Telescoping(3, 3, 5, 7, (2, 4), "mean", rope=Rope(4), scale=0.4),
+    "telescoping by sums": Telescoping(2, 1, 5, 70, (30, 60), "sqrt2", mask_empty=True),
     "mamba1": Mamba1(30, 5, 4, 2),
     "mamba1 with biases, no conv memory": Mamba1(18, 3, 1, 3, bias=True, conv_bias=False),
     "mamba2": Mamba2(30, 6, 5),
@@ -62,6 +70,31 @@ def attentions(draw):
         rope=rope,
         scale=draw(st.none() | st.just(0.4)),
         d_conv=draw(st.sampled_from((0, 0, 1, 2, 4))),
+        qkv_bias=draw(FLAG),
+        out_bias=draw(FLAG),
+    )
+
+
+@st.composite
+def telescopes(draw):
+    groups, head_dim, slots = draw(st.integers(1, 3)), draw(st.integers(4, 9)), draw(st.integers(3, 30))
+    merges = sorted(draw(st.sets(st.integers(2, slots - 1), min_size=1, max_size=5)))
+    alike = draw(FLAG)
+    return Telescoping(
+        groups * draw(st.integers(1, 3)),
+        groups,
+        head_dim,
+        slots,
+        tuple(merges),
+        draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
+        head_dim if alike else draw(st.integers(4, 9)),
+        entry_norm=draw(FLAG),
+        mask_empty=draw(FLAG),
+        softcap=draw(st.none() | st.just(4.0)),
+        head_mix=draw(FLAG),
+        value_is_key=alike and draw(FLAG),
+        rope=Rope(2 * draw(st.integers(1, head_dim // 2))) if draw(FLAG) else None,
+        scale=draw(st.none() | st.just(0.4)),
         qkv_bias=draw(FLAG),
         out_bias=draw(FLAG),
     )
@@ -105,7 +138,7 @@ def discretes(draw):
 MLPS = st.builds(MLP, st.integers(1, 30), st.sampled_from(("gelu", "silu")), FLAG) | st.builds(
     GatedMLP, st.integers(1, 30), FLAG
 )
-MIXERS = attentions() | mamba1s() | mamba2s() | discretes() | MLPS
+MIXERS = attentions() | telescopes() | mamba1s() | mamba2s() | discretes() | MLPS
 NORMS = st.builds(Norm, st.sampled_from(("rms", "layer")), st.sampled_from((1e-6, 1e-2)), FLAG)
 
 
@@ -137,7 +170,7 @@ def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
         noise = torch.randn(weight.shape, generator=generator)
         if leaf == "A_log":
             weight.copy_(noise)
-        elif leaf in ("D", "norm_weight") or name.endswith("norm.weight"):
+        elif leaf in ("D", "norm_weight", "norm_k", "norm_v") or name.endswith("norm.weight"):
             weight.copy_(1 + 0.3 * noise)
         elif weight.ndim > 1:
             weight.copy_(noise * weight.shape[-1] ** -0.5)

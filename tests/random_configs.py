@@ -1,5 +1,6 @@
 """Hypothesis strategies: small models that each published format can hold, `CONFIGS[family]`."""
 
+import dataclasses
 from collections.abc import Callable
 
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from leanlm.model.config import (
     ModelConfig,
     Norm,
     Rope,
+    Telescoping,
 )
 
 EPSILONS = st.sampled_from([1e-5, 1e-6, 0.03])
@@ -163,6 +165,30 @@ def fms_llamas(draw) -> ModelConfig:
     return ModelConfig(width, layers=(layer,) * draw(st.integers(1, 3)), norm=norm, **draw(surroundings()))
 
 
+@st.composite
+def telescoping_llamas(draw) -> ModelConfig:
+    """Some of the layers with attention over all tokens."""
+    llama = draw(fms_llamas())
+    attention, mlp = llama.layers[0]
+    slots, alike = draw(st.integers(3, 140)), draw(FLAG)
+    width = attention.head_dim
+    mixer = Telescoping(
+        attention.n_heads,
+        attention.n_kv_heads,
+        width,
+        slots,
+        tuple(sorted(draw(st.sets(st.integers(2, slots - 1), min_size=1, max_size=6)))),
+        draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
+        width if alike else draw(st.integers(1, 8)),
+        *(draw(FLAG), draw(EPSILONS), draw(FLAG), draw(st.none() | st.just(20.0)), draw(FLAG), alike and draw(FLAG)),
+        rope=attention.rope,
+        qkv_bias=attention.qkv_bias,
+        out_bias=attention.out_bias,
+    )
+    kinds = [mixer, *(draw(st.sampled_from((mixer, attention))) for _ in llama.layers[1:])]
+    return dataclasses.replace(llama, layers=tuple((kind, mlp) for kind in kinds))
+
+
 CONFIGS: dict[str, st.SearchStrategy[ModelConfig]] = {
     "rene": renes(),
     "llamba": llambas(),
@@ -172,5 +198,6 @@ CONFIGS: dict[str, st.SearchStrategy[ModelConfig]] = {
     "hf_bamba": bambas(),
     "hf_llama": llamas(),
     "fms_llama": fms_llamas(),
+    "telescoping": telescoping_llamas(),
     "openlm": state_spaces(hybrid=False),
 }

@@ -16,7 +16,11 @@ quick = settings(max_examples=12, deadline=None, derandomize=True, phases=UNSHRU
 
 
 def distance(found, wanted):
-    """Largest difference, as a share of the largest wanted value (or of 1)."""
+    """Largest difference, as a share of the largest wanted value (or of 1); infinite where one is -inf and the other not."""
+    empty = wanted == -torch.inf
+    if not torch.equal(found == -torch.inf, empty):
+        return torch.inf
+    found, wanted = found[~empty], wanted[~empty]
     if not wanted.numel():
         return 0.0
     return ((found.double() - wanted.double()).abs().max() / max(wanted.abs().max().item(), 1.0)).item()

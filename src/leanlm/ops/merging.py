@@ -136,7 +136,7 @@ def look_in_blocks(q: Tensor, bank: Cache, plan: Plan, reading: Reading) -> Tens
     k, v = (picked(t, plan.rows.flatten(1)).unflatten(1, (blocks, -1)) for t in (k, v))  # [B, blocks, R, G, P]
     at = torch.arange(blocks * BLOCK, device=q.device).view(blocks, BLOCK, 1)
     seen = (plan.born[:, :, None] <= at) & (at < plan.died[:, :, None])  # [1 or B, blocks, BLOCK, R]
-    bias = masked(seen, reading, (at < L)[None])
+    bias = masked(seen, reading, q.dtype, (at < L)[None])
     G = k.shape[3]
     q = F.pad(q, (0, 0, 0, 0, 0, -L % BLOCK)).view(B, blocks, BLOCK, G, H // G, -1)
     if len(bias) == 1:  # blocks are torch's batch, and all heads of all texts its heads
@@ -146,7 +146,7 @@ def look_in_blocks(q: Tensor, bank: Cache, plan: Plan, reading: Reading) -> Tens
         order, bias, heads = (0, 1, 3, 4, 2, 5), bias.flatten(0, 1), G
     q = q.permute(order).reshape(-1, heads, H // G * BLOCK, q.shape[-1])
     k, v = (t.permute(*order[:2], 3, 2, 4).reshape(-1, heads, *t.shape[2:3], t.shape[-1]) for t in (k, v))
-    y = weighed(q, k, v, bias.repeat(1, H // G, 1)[:, None].to(q.dtype), reading)
+    y = weighed(q, k, v, bias.repeat(1, H // G, 1)[:, None], reading)
     y = y.view(*((blocks, B) if len(seen) == 1 else (B, blocks)), G, H // G, BLOCK, -1).permute(order[0], order[1], 4, 2, 3, 5)
     return y.reshape(B, blocks * BLOCK, H, -1)[:, :L]
 
@@ -155,8 +155,8 @@ def look(q: Tensor, cache: Cache, reading: Reading) -> Tensor:
     """What one query a text [B, 1, H, P] sees of the slots: [B, 1, H, Q]."""
     B, _, H, P = q.shape
     k, v = (t.to(q.dtype).transpose(1, 2) for t in read_as(cache.k, cache.v, H, reading))
-    bias = masked((cache.weight_k[:, :, 0] > -math.inf)[:, None], reading)
-    return weighed(q.view(B, k.shape[1], -1, P), k, v, bias[:, None].to(q.dtype), reading).reshape(B, 1, H, -1)
+    bias = masked((cache.weight_k[:, :, 0] > -math.inf)[:, None], reading, q.dtype)
+    return weighed(q.view(B, k.shape[1], -1, P), k, v, bias[:, None], reading).reshape(B, 1, H, -1)
 
 
 def read_as(k: Tensor, v: Tensor, H: int, reading: Reading) -> tuple[Tensor, Tensor]:
@@ -172,15 +172,14 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.to(x.dtype)
 
 
-def masked(seen: Tensor, reading: Reading, asked: Tensor | None = None) -> Tensor:
+def masked(seen: Tensor, reading: Reading, dtype: torch.dtype, asked: Tensor | None = None) -> Tensor:
     """What is added to the scores of rows [..., R] and, behind them, of one that stands for all empty slots: of n, log n.
     Queries that nobody `asked` see that one."""
-    empty = reading.table.size - seen.sum(-1, keepdim=True)
-    sink = torch.zeros_like(empty, dtype=torch.float32)
-    sink = torch.full_like(sink, -math.inf) if reading.masked else empty.float().log()
+    empty = (reading.table.size - seen.sum(-1, keepdim=True)).to(torch.promote_types(dtype, torch.float32))
+    sink = torch.full_like(empty, -math.inf) if reading.masked else empty.log()
     if asked is not None:
         sink = sink.where(asked, 0.0)
-    return torch.cat([torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -math.inf), sink], -1)
+    return torch.cat([torch.zeros_like(seen, dtype=sink.dtype).masked_fill(~seen, -math.inf), sink], -1).to(dtype)
 
 
 def weighed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, reading: Reading) -> Tensor:
