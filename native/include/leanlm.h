@@ -95,9 +95,10 @@ int leanlm_scan(const float *x, int64_t x_stride, const float *a, int64_t a_stri
                 int32_t dtype);
 
 /* Rotary positions in place (ops.rotate): x [M, heads P], half-split over the first R channels of each head; the angle of channel
- * pair i at position p is p freq[i] (freq [R / 2]); token t of text b stands at position[b] + t. */
+ * pair i at position p is p freq[i] (freq [R / 2]); token t of text b stands at position[b] + t, less start[b] where start is
+ * given. */
 int leanlm_rotate(float *x, int64_t x_stride, int64_t B, int64_t L, int32_t heads, int32_t P, int32_t R, const float *freq,
-                  const int64_t *position);
+                  const int64_t *position, const int64_t *start);
 
 /* Attention of L new tokens per text (model/attention.py): writes k, v [M, Hkv P] into the caches k_cache, v_cache
  * [B, slots, Hkv, P] of `dtype` at slot (position mod slots), and y [M, H P] = softmax(scale q . k) v over the keys from
@@ -109,6 +110,26 @@ int leanlm_attend(const float *q, int64_t q_stride, const float *k, int64_t k_st
                   int64_t y_stride, int64_t B, int64_t L, int32_t H, int32_t Hkv, int32_t P, int64_t slots, int64_t window,
                   float scale, const int64_t *position, const int64_t *start, void *k_cache, void *v_cache, int32_t dtype,
                   float *k_scales, float *v_scales);
+
+typedef struct { float *data; int64_t stride; } leanlm_rows; /* a buffer of activations, or columns of one */
+
+/* How a telescoping cache is merged and looked at, and buffers [M, ..] of a call: queries and keys after rotary, values, outputs,
+ * and, where rule is LEANLM_LEARNED, the logarithms of the tokens' weights [M, G]. Two entries are added and multiplied by `factor`,
+ * or (0) their mean is taken, weighted by their softmax. norm_k, norm_v: weights of RMS norms, or NULL. cap: 0 for none. */
+typedef enum { LEANLM_LEARNED = 0, LEANLM_SELF_SCORE, LEANLM_L2, LEANLM_ALIKE } leanlm_rule;
+typedef struct {
+    leanlm_rows q, k, v, y, weights;
+    const int32_t *merges; /* [levels]: the slot that two entries of a level are merged into */
+    const float *norm_k, *norm_v;
+    int32_t levels, slots, H, G, P, Q, rule, masked, mixed;
+    float scale, factor, eps, cap;
+} leanlm_telescoping;
+
+/* Telescoping attention of L tokens of B texts, of whose documents position - start tokens were read before; the caches k
+ * [B, slots, G, P], v [B, slots, G, Q] and the logarithms of their weights [B, slots, G] (weight_v: NULL, or with LEANLM_L2), -inf where
+ * a slot is empty, go on. 0 on success. */
+int leanlm_telescope(const leanlm_telescoping *call, int64_t B, int64_t L, const int64_t *position, const int64_t *start,
+                     float *k, float *v, float *weight_k, float *weight_v);
 
 /* A program: a model lowered to steps over fixed buffers. Every step does for the B L rows of a call what the function of its
  * name does; `slot`s are indices into the call's table of state tensors. */
@@ -123,10 +144,9 @@ typedef enum {
     LEANLM_STEP_SCAN,
     LEANLM_STEP_ROTATE,
     LEANLM_STEP_ATTEND,
+    LEANLM_STEP_TELESCOPE,
     LEANLM_STEP_HEAD, /* a product of the last token of every text, or of all, into the call's logits */
 } leanlm_op;
-
-typedef struct { float *data; int64_t stride; } leanlm_rows; /* a buffer of activations, or columns of one */
 
 typedef struct { leanlm_weight weight; leanlm_rows y; } leanlm_embed_step;
 typedef struct { leanlm_rows x, y; int64_t D; const float *weight, *bias; float eps; } leanlm_norm_step;
@@ -147,7 +167,11 @@ typedef struct {
     int64_t I;
     int32_t N, slot, dtype;
 } leanlm_scan_step;
-typedef struct { leanlm_rows x; const float *freq; int32_t heads, P, R, slot; } leanlm_rotate_step; /* slot: positions [B] */
+typedef struct {
+    leanlm_rows x;
+    const float *freq;
+    int32_t heads, P, R, slot, start_slot; /* positions [B], and where they are counted from, or -1 */
+} leanlm_rotate_step;
 typedef struct {
     leanlm_rows q, k, v, y;
     int64_t slots, window;
@@ -155,6 +179,12 @@ typedef struct {
     int32_t k_scale_slot, v_scale_slot;                                  /* LEANLM_I8; else -1 */
     float scale;
 } leanlm_attend_step;
+
+typedef struct {
+    leanlm_telescoping how;
+    int32_t k_slot, v_slot, weight_k_slot, weight_v_slot; /* weight_v: or -1 */
+    int32_t position_slot, start_slot;                    /* positions go on by L tokens afterwards */
+} leanlm_telescope_step;
 
 typedef struct {
     int32_t op; /* leanlm_op */
@@ -169,6 +199,7 @@ typedef struct {
         leanlm_scan_step scan;
         leanlm_rotate_step rotate;
         leanlm_attend_step attend;
+        leanlm_telescope_step telescope;
         leanlm_head_step head;
     };
 } leanlm_step;

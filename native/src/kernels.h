@@ -17,6 +17,7 @@
     KERNEL(scan)               \
     KERNEL(rotate)             \
     KERNEL(attend)             \
+    KERNEL(telescope)          \
     KERNEL(read)
 
 #define LEANLM_DECLARE(name) decltype(leanlm_##name) name;

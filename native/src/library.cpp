@@ -114,8 +114,8 @@ LEANLM_API int leanlm_scan(const float *x, int64_t x_stride, const float *a, int
 }
 
 LEANLM_API int leanlm_rotate(float *x, int64_t x_stride, int64_t B, int64_t L, int32_t heads, int32_t P, int32_t R,
-                             const float *freq, const int64_t *position) {
-    return chosen->kernels.rotate(x, x_stride, B, L, heads, P, R, freq, position);
+                             const float *freq, const int64_t *position, const int64_t *start) {
+    return chosen->kernels.rotate(x, x_stride, B, L, heads, P, R, freq, position, start);
 }
 
 LEANLM_API int leanlm_attend(const float *q, int64_t q_stride, const float *k, int64_t k_stride, const float *v,
@@ -125,6 +125,11 @@ LEANLM_API int leanlm_attend(const float *q, int64_t q_stride, const float *k, i
                              float *v_scales) {
     return chosen->kernels.attend(q, q_stride, k, k_stride, v, v_stride, y, y_stride, B, L, H, Hkv, P, slots, window, scale,
                                   position, start, k_cache, v_cache, dtype, k_scales, v_scales);
+}
+
+LEANLM_API int leanlm_telescope(const leanlm_telescoping *call, int64_t B, int64_t L, const int64_t *position,
+                                const int64_t *start, float *k, float *v, float *weight_k, float *weight_v) {
+    return chosen->kernels.telescope(call, B, L, position, start, k, v, weight_k, weight_v);
 }
 
 LEANLM_API double leanlm_read(const void *data, int64_t bytes) { return chosen->kernels.read(data, bytes); }

@@ -41,6 +41,15 @@ bool attend(const leanlm_attend_step &s, const Call &c) {
     return true;
 }
 
+bool telescope(const leanlm_telescope_step &s, const Call &c) {
+    int64_t *position = c.memory<int64_t>(s.position_slot);
+    if (leanlm_telescope(&s.how, c.B, c.L, position, c.memory<int64_t>(s.start_slot), c.memory<float>(s.k_slot),
+                         c.memory<float>(s.v_slot), c.memory<float>(s.weight_k_slot), c.scales(s.weight_v_slot)))
+        return false;
+    c.advance(position);
+    return true;
+}
+
 bool run(const leanlm_step &step, const Call &c) {
     switch (step.op) {
     case LEANLM_STEP_EMBED: {
@@ -82,9 +91,11 @@ bool run(const leanlm_step &step, const Call &c) {
     }
     case LEANLM_STEP_ROTATE: {
         const auto &s = step.rotate;
-        return leanlm_rotate(s.x.data, s.x.stride, c.B, c.L, s.heads, s.P, s.R, s.freq, c.memory<int64_t>(s.slot)) == 0;
+        return leanlm_rotate(s.x.data, s.x.stride, c.B, c.L, s.heads, s.P, s.R, s.freq, c.memory<int64_t>(s.slot),
+                             s.start_slot < 0 ? nullptr : c.memory<int64_t>(s.start_slot)) == 0;
     }
     case LEANLM_STEP_ATTEND: return attend(step.attend, c);
+    case LEANLM_STEP_TELESCOPE: return telescope(step.telescope, c);
     case LEANLM_STEP_HEAD: return head(step.head, c);
     }
     return false;

@@ -36,12 +36,12 @@ LEANLM_INLINE void rotate_head(float *x, int64_t half, const float *cosines, con
 } // namespace
 
 int rotate(float *x, int64_t x_stride, int64_t B, int64_t L, int32_t heads, int32_t P, int32_t R, const float *freq,
-           const int64_t *position) {
+           const int64_t *position, const int64_t *start) {
     const int64_t half = R / 2, M = B * L;
     parallel_for((M + SHARE - 1) / SHARE, [&](int64_t task) {
         float *cosines = workspace(Workspace::Own, 2 * half), *sines = cosines + half;
         for (int64_t m = task * SHARE; m < (task + 1) * SHARE && m < M; m++) {
-            const float at = static_cast<float>(position[m / L] + m % L);
+            const float at = static_cast<float>(position[m / L] + m % L - (start ? start[m / L] : 0));
             for (int64_t i = 0; i < half; i++) turn(at * freq[i], cosines[i], sines[i]);
             for (int32_t h = 0; h < heads; h++) rotate_head(x + m * x_stride + h * P, half, cosines, sines);
         }

@@ -21,6 +21,7 @@ from leanlm.model.mamba2 import Mamba2
 from leanlm.model.mlp import MLP, GatedMLP
 from leanlm.model.norm import Norm
 from leanlm.model.state import State
+from leanlm.model.telescoping import Telescoping
 from leanlm.ops.native import INT8, MEMORY_DTYPES, Product, Weight, weight_of
 from leanlm.runtime import steps
 from leanlm.runtime.steps import Rows, Step, step
@@ -283,7 +284,7 @@ def attention(program: Program, mixer: Attention) -> None:
     if cfg.rope:
         freq = program.floats(rotary.frequencies(cfg.rope, torch.device("cpu")))
         for part, heads in ((q, cfg.n_heads), (k, cfg.n_kv_heads)):
-            program.add(steps.ROTATE, x=part.rows, freq=freq, heads=heads, P=cfg.head_dim, R=cfg.rope.dim, slot=position)
+            program.add(steps.ROTATE, x=part.rows, freq=freq, heads=heads, P=cfg.head_dim, R=cfg.rope.dim, slot=position, start_slot=-1)
     y = program.buffer("inner", inner)
     program.add(
         steps.ATTEND,
@@ -307,6 +308,54 @@ def attention(program: Program, mixer: Attention) -> None:
     program.into_stream(mixer.out_proj, y)
 
 
+RULES = {"learned": steps.LEARNED, "self_score": steps.SELF_SCORE, "l2": steps.L2}  # how a token is weighed
+
+
+def telescoping(program: Program, mixer: Telescoping) -> None:
+    cfg, H, G = mixer.config, mixer.config.n_heads, mixer.config.n_kv_heads
+    widths = [H * cfg.head_dim, G * cfg.head_dim, G * cfg.v_head_dim]
+    q, k, v = program.buffer("wide", sum(widths)).split(widths)
+    weights = program.buffer("few", G)
+    products = [(mixer.q_proj, q), (mixer.k_proj, k), (mixer.v_proj or mixer.k_proj, v)]  # values may be keys not yet rotated
+    program.linears(program.h, *products, *([(mixer.weight_proj, weights)] if mixer.weight_proj else []))
+    position, start = program.slot("position"), program.slot("start")
+    if cfg.rope:
+        freq = program.floats(rotary.frequencies(cfg.rope, torch.device("cpu")))
+        for part, heads in ((q, H), (k, G)):
+            sizes = {"heads": heads, "P": cfg.head_dim, "R": cfg.rope.dim}
+            program.add(steps.ROTATE, x=part.rows, freq=freq, slot=position, start_slot=start, **sizes)
+    y = program.buffer("inner", H * cfg.v_head_dim)
+    merges = torch.tensor(cfg.merges, dtype=torch.int32)
+    program.kept.append(merges)
+    how = steps.Telescoping(
+        q=q.rows,
+        k=k.rows,
+        v=v.rows,
+        y=y.rows,
+        weights=weights.rows,
+        merges=merges.data_ptr(),
+        norm_k=program.floats(mixer.norm_k),
+        norm_v=program.floats(mixer.norm_v),
+        levels=len(merges),
+        slots=cfg.slots,
+        H=H,
+        G=G,
+        P=cfg.head_dim,
+        Q=cfg.v_head_dim,
+        rule=RULES.get(cfg.rule, steps.ALIKE),
+        masked=cfg.mask_empty,
+        mixed=cfg.head_mix,
+        scale=mixer.scale,
+        factor=mixer.reading.factor or 0,
+        eps=cfg.entry_norm_eps,
+        cap=cfg.softcap or 0,
+    )
+    held = {f"{name}_slot": program.slot(f"entry_{name}") for name in ("k", "v")}
+    held |= {f"weight_{name}_slot": program.slot_if_held(f"weight_{name}") for name in ("k", "v")}
+    program.add(steps.TELESCOPE, how=how, position_slot=position, start_slot=start, **held)
+    program.into_stream(mixer.out_proj, y)
+
+
 LOWER: dict[type, Callable[[Program, Any], None]] = {
     MLP: mlp,
     GatedMLP: gated_mlp,
@@ -314,4 +363,5 @@ LOWER: dict[type, Callable[[Program, Any], None]] = {
     Mamba2: mamba2,
     DiscreteMamba2: discrete_mamba2,
     Attention: attention,
+    Telescoping: telescoping,
 }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from leanlm.errors import LeanLMError, UsageError
+from leanlm.model import telescoping
 from leanlm.model.config import Attention
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
@@ -27,6 +28,7 @@ ROWS = 128  # of a call at least; longer prompts are read in pieces, which bound
 STATES = (torch.float32, torch.bfloat16)
 CACHES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 POSITIONS = (torch.int64,)
+KNOWN = {"position": POSITIONS, "start": POSITIONS, "ssm": STATES, **dict.fromkeys(telescoping.PARTS, (torch.float32,))}
 ALONE = threading.Lock()  # the library runs on one pool of threads and is called by one thread at a time
 
 
@@ -173,7 +175,7 @@ class NativeRuntime:
             return None
         for index, memory in enumerate(state.memories):
             for name, tensor in (memory or {}).items():
-                known = POSITIONS if name in ("position", "start") else STATES if name == "ssm" else CACHES
+                known = KNOWN.get(name, CACHES)
                 if tensor.dtype not in known or not tensor.is_contiguous() or not tensor.is_cpu:
                     return None
                 if known is not POSITIONS:

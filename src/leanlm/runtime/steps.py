@@ -5,8 +5,9 @@ from ctypes import POINTER, Structure, Union, c_float, c_int32, c_int64, c_void_
 
 from leanlm.ops.native import Product, Weight
 
-EMBED, NORM, MATMUL, ACTIVATE, GATED_NORM, CONV, SSD, SCAN, ROTATE, ATTEND, HEAD = range(11)
+EMBED, NORM, MATMUL, ACTIVATE, GATED_NORM, CONV, SSD, SCAN, ROTATE, ATTEND, TELESCOPE, HEAD = range(12)
 GELU, SILU, SILU_MUL, MUL_SILU = range(4)
+LEARNED, SELF_SCORE, L2, ALIKE = range(4)
 
 
 class Rows(Structure):
@@ -79,7 +80,7 @@ class Scan(Structure):
 
 
 class Rotate(Structure):
-    _fields_ = [("x", Rows), ("freq", c_void_p), *((name, c_int32) for name in ("heads", "P", "R", "slot"))]
+    _fields_ = [("x", Rows), ("freq", c_void_p), *((name, c_int32) for name in ("heads", "P", "R", "slot", "start_slot"))]
 
 
 class Attend(Structure):
@@ -90,6 +91,22 @@ class Attend(Structure):
         *((name, c_int32) for name in ("H", "Hkv", "P", "dtype", "k_slot", "v_slot", "position_slot", "start_slot")),
         *((name, c_int32) for name in ("k_scale_slot", "v_scale_slot")),
         ("scale", c_float),
+    ]
+
+
+class Telescoping(Structure):
+    _fields_ = [
+        *((name, Rows) for name in ("q", "k", "v", "y", "weights")),
+        *((name, c_void_p) for name in ("merges", "norm_k", "norm_v")),
+        *((name, c_int32) for name in ("levels", "slots", "H", "G", "P", "Q", "rule", "masked", "mixed")),
+        *((name, c_float) for name in ("scale", "factor", "eps", "cap")),
+    ]
+
+
+class Telescope(Structure):
+    _fields_ = [
+        ("how", Telescoping),
+        *((name, c_int32) for name in ("k_slot", "v_slot", "weight_k_slot", "weight_v_slot", "position_slot", "start_slot")),
     ]
 
 
@@ -105,6 +122,7 @@ class _Any(Union):
         ("scan", Scan),
         ("rotate", Rotate),
         ("attend", Attend),
+        ("telescope", Telescope),
         ("head", Head),
     ]
 
@@ -127,6 +145,7 @@ FIELD = {
     SCAN: "scan",
     ROTATE: "rotate",
     ATTEND: "attend",
+    TELESCOPE: "telescope",
     HEAD: "head",
 }
 
