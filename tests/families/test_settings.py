@@ -5,7 +5,7 @@ import json
 import pytest
 
 from leanlm import families
-from leanlm.errors import CheckpointError
+from leanlm.errors import CheckpointError, UsageError
 from leanlm.families import catalog
 from leanlm.model.config import Attention, GatedMLP, Llama3Scaling, Mamba2, ModelConfig, Norm
 
@@ -93,6 +93,23 @@ REFUSED = [
     ("fms_llama", {"fused_weights": False}, "fused_weights = False"),
     ("fms_llama", {"activation_fn": "gelu"}, "activation_fn = 'gelu'"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "says"),
+    [("rene", "d_modl", "did you mean 'd_model'"), ("hf_mamba", "n_layers_typo", ""), ("fms_llama", "kvhead", "'kvheads'")],
+)
+def test_a_misspelt_setting_of_a_fresh_model(family, key, says):
+    raw = families.get(family).from_config(read(family))
+    assert families.get(family).to_fresh_config(raw, "config") == families.get(family).to_config(raw)
+    with pytest.raises(UsageError, match=rf"config\.{key}: unknown to {family}.*{says}"):
+        families.get(family).to_fresh_config({**raw, key: 1}, "config")
+
+
+def test_a_misspelt_setting_within_a_table():
+    raw = families.get("rene").from_config(read("rene"))
+    with pytest.raises(UsageError, match=r"config\.ssm_cfg\.d_stat: unknown to rene; did you mean 'd_state'"):
+        families.get("rene").to_fresh_config({**raw, "ssm_cfg": {**raw["ssm_cfg"], "d_stat": 4}}, "config")
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), REFUSED)

@@ -17,6 +17,7 @@ from leanlm.quantize import ternary as found
 from leanlm.quantize.convert import to_format
 
 TRILM = OWN / "trilm/trilm_mp3"
+TRILMS = [case for case in golden_cases("trilm") if case.case.startswith("trilm")]  # beside them lies their twin in floats
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -57,7 +58,7 @@ def test_shards_that_do_not_divide_change_nothing():
     assert not ternary.latent(module)
 
 
-@pytest.mark.parametrize("case", golden_cases("trilm"), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", TRILMS, ids=lambda case: case.name)
 @pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
 def test_a_published_trilm_goes_on_from_its_own_loss(case, packed):

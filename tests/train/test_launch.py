@@ -36,10 +36,12 @@ def test_impossible_jobs():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A folder with an srun that runs its arguments, a torchrun that ends a second after SIGTERM, and a log of all calls."""
+    """A folder with an srun that runs its arguments and kills them when it gets SIGTERM, a torchrun that ends a second after
+    SIGTERM, an scancel that sends it to torchrun, and a log of all calls."""
     log = tmp_path / "log"
     programs = {
-        "srun": 'exec "$@"',
+        "srun": f'trap "kill -KILL \\$TASK" TERM\n"$@" &\nTASK=$!\necho $TASK > {tmp_path / "task"}\nwait $TASK',
+        "scancel": f'[ "$*" = "--signal=TERM 42" ] && kill -TERM $(cat {tmp_path / "task"})',
         "scontrol": f'echo "scontrol $*" >> {log}; [ "$1" = show ] && echo node7',
         "torchrun": f"trap 'sleep 1; echo saved >> {log}; exit 1' TERM\necho \"torchrun $*\" >> {log}\n"
         'for i in $(seq "$SECONDS_OF_WORK"); do sleep 0.1; done',

@@ -11,6 +11,7 @@ import time
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ import leanlm
 import tiny_runs
 from leanlm.data.batches import IGNORED, Batch
 from leanlm.data.feed import feed
-from leanlm.errors import CheckFailed, CheckpointError, UsageError
+from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.model.config import from_dict
 from leanlm.train import checkpoints, loop, start
 from leanlm.train import optimiser as optimisers
@@ -328,3 +329,57 @@ def test_recomputed_activations_change_nothing(recipe, tmp_path, compute):
     plain, _ = trained_step(recipe, batch)
     again, _ = trained_step(recipe, batch, **compute)
     assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_two_runs_in_one_folder(recipe_file, recipe, tmp_path):
+    """The second is refused, and does the first no harm."""
+    refused = []
+
+    def second(told):
+        if told.step == 3 and told.loss is not None:
+            command = [sys.executable, "-m", "leanlm", "train", str(recipe_file), "--out", str(tmp_path / "run")]
+            refused.append(subprocess.run(command, capture_output=True, text=True))
+
+    train(recipe, tmp_path / "run", second)
+    assert refused[0].returncode == 2 and f"a run is at work here (process {os.getpid()} on" in refused[0].stderr
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_what_the_disk_refuses_at_a_start_leaves_the_recipe(recipe, tmp_path):
+    train(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.toml").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(LeanLMError, match="cannot write"):
+            train(changed(recipe, "schedule", steps=14), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "run" / "recipe.toml").read_bytes() == before
+
+
+def test_a_broken_recipe_of_a_run_is_named(recipe, tmp_path):
+    train(changed(recipe, "schedule", steps=2), tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text("")
+    with pytest.raises(UsageError, match=r"run/recipe\.toml: .*bring this file back"):
+        train(recipe, tmp_path / "run")
+
+
+def test_fewer_steps_than_were_taken_are_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "run")
+    with pytest.raises(UsageError, match="at step 12 already, beyond the 7"):
+        train(changed(recipe, "schedule", steps=7), tmp_path / "run")
+
+
+def test_held_out_text_of_unknown_size(recipe, tmp_path, steps):
+    """As imports leave it: the loss is told, bits per byte are not."""
+    train(changed(recipe, "schedule", steps=1), tmp_path / "first")
+    held = tmp_path / "first" / "held"
+    table = np.load(held / "documents.npy")
+    table[1] = 0
+    np.save(held / "documents.npy", table)
+    told = []
+    data = replace(recipe.data, source="", held_out=(), sources={str(tmp_path / "first" / "data"): 1.0}, held=str(held))
+    train(replace(recipe, data=data), tmp_path / "run", told.append)
+    assert [r.validation is not None and r.bits_per_byte is None for r in told if r.step in (6, 12) and r.loss is not None]
+    assert told[-1].validation > 0 and told[-1].bits_per_byte is None

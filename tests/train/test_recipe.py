@@ -43,6 +43,15 @@ def test_shipped_recipes_survive_being_stored(name, tmp_path):
         ('data.sources={"a/b" = 1}', "one of sources, source and chat"),
         ("data.held=x", "not both"),
         ('name="a\\nb"', "fit for a folder"),
+        ('name="../../x"', "fit for a folder"),
+        ('name="my run"', "fit for a folder"),
+        ("schedule.changes=[{at = 0.5, lr = -1.0}]", "lr above 0"),
+        ("schedule.changes=[{at = 0.5}]", "lr above 0"),
+        ("keep.validate_bytes=0", "at least 1"),
+        ("model.init_std=nan", "above 0"),
+        ("optimiser.lr=inf", "above 0"),
+        ("optimiser.weight_decay=inf", "0 or more"),
+        ("threads=99999", "to 1024"),
     ],
 )
 def test_mistakes_name_the_path(override, message):

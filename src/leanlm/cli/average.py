@@ -13,8 +13,8 @@ class Command:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    last: int = 5
-    """How many checkpoints; the recipe's keep.last says how many there are."""
+    last: int | None = None
+    """How many checkpoints; all that there are where none is given (the recipe's keep.last says how many are kept)."""
     out: Path | None = None
     """Folder of the model; RUN/average where none is given."""
 

@@ -18,17 +18,17 @@ class Line:
         self.seconds: float | None = None
 
     def __call__(self, report) -> None:
-        if report.bits_per_byte is not None:
+        if report.validation is not None:
             self.validated = validation(report)
         if report.note:
-            self.print(report.note + (f"  {self.validated}" if report.bits_per_byte is not None else ""), keep=True)
+            self.print(report.note + (f"  {self.validated}" if report.validation is not None else ""), keep=True)
         if report.loss is None:
             return
         if report.step == 1:  # of a run after others
-            self.validated, self.seconds = self.validated if report.bits_per_byte is not None else "", None
+            self.validated, self.seconds = self.validated if report.validation is not None else "", None
         took = report.tokens / report.tokens_per_second
         self.seconds = took if self.seconds is None else SMOOTH * self.seconds + (1 - SMOOTH) * took
-        keep = report.bits_per_byte is not None or report.step == report.steps
+        keep = report.validation is not None or report.step == report.steps
         if self.terminal or keep or report.step % EVERY == 0:
             self.print("  ".join(self.parts(report)), keep)
 
@@ -61,7 +61,8 @@ class Line:
 
 def validation(report) -> str:
     """ "held-out 2.31 nats, 1.330 bits/byte"."""
-    return f"held-out {report.validation:.3f} nats, {report.bits_per_byte:.3f} bits/byte"
+    bits = "" if report.bits_per_byte is None else f", {report.bits_per_byte:.3f} bits/byte"
+    return f"held-out {report.validation:.3f} nats{bits}"
 
 
 def clock(seconds: float) -> str:

@@ -49,6 +49,9 @@ def _conversation(line: bytes, tokenizer: Tokenizer, where: str) -> Conversation
     try:
         messages = _messages(json.loads(line))
         text, answers = _written(messages, tokenizer)
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where}: holds half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
     except UsageError as error:
@@ -58,7 +61,9 @@ def _conversation(line: bytes, tokenizer: Tokenizer, where: str) -> Conversation
     learned = np.zeros(len(ids), bool)
     for start, end in answers:  # a token that begins in the prompt is the prompt's; one of white space may have no extent
         learned |= (start <= starts) & (start < ends) & (ends <= end)
-    if messages[-1]["role"] == ANSWERS and not np.isin(ids[starts >= answers[-1][0]], tokenizer.eos_ids).any():
+    said = answers[-1][0] + max(0, text[answers[-1][0] :].rfind(messages[-1]["content"].strip())) if answers else 0
+    after = said + len(messages[-1]["content"].strip())  # of the last answer: what the template adds
+    if messages[-1]["role"] == ANSWERS and not np.isin(ids[starts >= after], tokenizer.eos_ids).any():
         ids, learned = np.append(ids, _end(tokenizer)), np.append(learned, True)  # a template that never ends an answer
     return Conversation(ids, learned)
 
@@ -79,6 +84,8 @@ def _messages(record) -> list[dict]:
         for key in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
                 raise UsageError(f"message {place} has no text as its {key!r}")
+        if message["role"] == ANSWERS and not message["content"].strip():
+            raise UsageError(f"message {place}, an answer, is empty")
     if not any(message["role"] == ANSWERS for message in messages):
         raise UsageError(f"no message of the role {ANSWERS!r}, so there is nothing to learn")
     return messages

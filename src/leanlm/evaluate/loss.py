@@ -15,7 +15,7 @@ CHUNK = 512  # tokens per call
 
 @dataclass(frozen=True)
 class Loss:
-    """Summed over all documents: negative log-likelihood in nats, tokens predicted, bytes of text."""
+    """Summed over all documents: negative log-likelihood in nats, tokens predicted, bytes of text (0: not known)."""
 
     nats: float
     tokens: int
@@ -27,9 +27,10 @@ class Loss:
         return self.nats / self.tokens
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits needed per byte of text: comparable between tokenizers and with a compressor."""
-        return self.nats / math.log(2) / self.bytes
+    def bits_per_byte(self) -> float | None:
+        """Bits needed per byte of text: comparable between tokenizers and with a compressor. None where the bytes are not
+        known."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """What a family is: how a published config and its tensor names are translated, both ways. Loads no torch, knows no files."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from leanlm.errors import CheckpointError
+from leanlm.errors import CheckpointError, UsageError
 from leanlm.model import config
 from leanlm.model.config import ModelConfig
 
@@ -53,6 +54,16 @@ class Family:
             raise CheckpointError(f"config.json: a {self.name} setting has the wrong type or value ({error})") from None
         return config
 
+    def to_fresh_config(self, raw: dict, path: str) -> ModelConfig:
+        """`to_config` for a model that is to be made. Raises UsageError for a setting under `path` that means nothing."""
+        watched = Watched(raw)
+        config = self.to_config(watched)
+        watched.seen |= {"model_type", "architectures", *self.write(config)}  # what is published without having an effect
+        for name, seen in watched.unread(path):
+            near = difflib.get_close_matches(name.rpartition(".")[2], seen, 1)
+            raise UsageError(f"{name}: unknown to {self.name}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return config
+
     def from_config(self, config: ModelConfig) -> dict:
         """A config.json as the family publishes it; raises CheckpointError where the format cannot say what the model is."""
         try:
@@ -65,6 +76,34 @@ class Family:
             lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(read, f.name)]
             raise CheckpointError(f"the {self.name} format cannot hold this model: it would lose {', '.join(lost)}")
         return raw
+
+
+class Watched(dict):
+    """A table of settings that knows which of them were looked at."""
+
+    def __init__(self, raw: Mapping):
+        super().__init__({key: Watched(value) if isinstance(value, dict) else value for key, value in raw.items()})
+        self.seen: set[str] = set()
+
+    def __getitem__(self, key):
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key) -> bool:
+        self.seen.add(key)
+        return super().__contains__(key)
+
+    def unread(self, path: str) -> Iterator[tuple[str, set[str]]]:
+        """Every setting that was not looked at, by its dotted name after `path`, and those that were beside it."""
+        for key, value in self.items():
+            if key not in self.seen:
+                yield f"{path}.{key}", self.seen
+            elif isinstance(value, Watched) and value.seen:
+                yield from value.unread(f"{path}.{key}")
 
 
 def _check_types(config: ModelConfig) -> None:

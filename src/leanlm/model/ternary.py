@@ -51,12 +51,22 @@ def adopt(module: LanguageModel) -> int:
     latents cannot give.
     """
     found = {name: _adopted(name, linear) for name, linear in latent(module).items()}
+    _check_regions({name: linear for name, linear in latent(module).items() if found[name][1]})
     count = 0
     for name, linear in latent(module).items():
         weight, ternary = found[name]
         linear.hold(weight)
         count += ternary
     return count
+
+
+def _check_regions(ternary: dict[str, Linear]) -> None:
+    """Two regions of a matrix may have equal scales by chance, but not those of all matrices. Raises UsageError."""
+    marked = max((len(linear.bands.sizes) for linear in ternary.values()), default=1)
+    if marked > 1:
+        stored = max(len(packing.ternarise(linear.dequantize().detach().float()).scales) for linear in ternary.values())
+        if stored < marked:
+            raise UsageError(f"the model has {stored} scales a matrix, not {marked}; set model.shards to {stored}")
 
 
 def _adopted(name: str, linear: Linear) -> tuple[Tensor, bool]:

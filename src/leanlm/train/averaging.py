@@ -16,16 +16,17 @@ from leanlm.train import origin as origins
 from leanlm.train import recipe as recipes
 
 
-def average(folder: Path, last: int, out: Path) -> list[Path]:
-    """Write the mean of the newest `last` checkpoints of the run in `folder` as a model into the new folder `out`; returns the
-    checkpoints. Raises NotFound where there are fewer than two, CheckpointError for a damaged one."""
-    if last < 2:
+def average(folder: Path, last: int | None, out: Path) -> list[Path]:
+    """Write the mean of the newest `last` checkpoints (None: all) of the run in `folder` as a model into the new folder `out`;
+    returns the checkpoints. Raises NotFound where there are fewer than two, CheckpointError for a damaged one."""
+    if last is not None and last < 2:
         raise UsageError(f"--last {last}: a mean is of at least 2 checkpoints")
     if not (folder / run.RECIPE).is_file():
         raise NotFound(f"{folder}: no run's folder (no {run.RECIPE})")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists already; name a new folder")
     found = checkpoints.complete(folder)
+    last = last or max(2, len(found))
     if len(found) < last:
         raise NotFound(
             f"{folder}: {len(found)} of {last} checkpoints are there; train with --set keep.last={last}, or ask for fewer"

@@ -174,6 +174,8 @@ def damage(checkpoint: Path, share: slice = slice(None)) -> str:
     """What is wrong with a checkpoint, as far as a share of its files tells; empty where nothing is."""
     try:
         entries = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if absent := {METADATA, PROGRESS} - entries.keys():
+            return f"{MANIFEST} does not name {min(absent)}"
         for name, (size, checksum) in list(entries.items())[share]:
             path = checkpoint / name
             if not path.is_file():

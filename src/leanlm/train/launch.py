@@ -39,7 +39,8 @@ def torchrun(job: Job, host: str = "HOST", restarts: int = 0) -> str:
 
 
 def sbatch(job: Job) -> str:
-    """A batch script. Slurm warns the run before its time is over; the run saves and ends, and the job queues again."""
+    """A batch script. Slurm warns it before its time is over, and it the run (srun itself would answer SIGTERM by killing its
+    tasks); the run saves and ends, and the job queues again."""
     partition = f"#SBATCH --partition={job.partition}\n" if job.partition else ""
     return f"""#!/bin/bash
 #SBATCH --job-name={job.name}
@@ -56,7 +57,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}
 HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun {torchrun(job, "$HOST")} &
 RUN=$!
-trap 'WARNED=1; kill -TERM $RUN' TERM
+trap 'WARNED=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 wait $RUN
 CODE=$?
 if [ -n "$WARNED" ]; then

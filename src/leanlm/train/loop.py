@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leanlm.data.batches import IGNORED, Batch
 from leanlm.data.feed import feed
-from leanlm.errors import CheckFailed, CheckpointError, LeanLMError
+from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.evaluate.loss import Loss
 from leanlm.model.language_model import LanguageModel
 from leanlm.train import checkpoints, parallel, run, schedule, start, watch
@@ -43,13 +43,13 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     batch_size, keep, stop = recipe.schedule.batch, recipe.keep, Stop(recipe.keep.hours)
-    with joined() as processes:
+    with joined() as processes, run.Hold(folder) as hold:
         report = report if processes.leader else lambda _: None
 
         def note(text: str) -> None:
             report(Report(0, recipe.steps, note=text))
 
-        for text in processes.together(lambda: run.enter(recipe, folder) if processes.leader else []):
+        for text in processes.together(lambda: run.enter(recipe, folder, hold) if processes.leader else []):
             note(text)
         origin = processes.first(lambda: origins.of(recipe, folder))
         module = origin.module
@@ -64,6 +64,8 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
         if past := checkpoints.complete(folder):
             progress = resume(past[-1], module, optimiser, progress, processes)
             note(f"going on from {past[-1].name}")
+            if progress.step > recipe.steps:
+                raise UsageError(f"{folder}: is at step {progress.step} already, beyond the {recipe.steps} of this recipe")
         batches = feed(material.rows, progress.position, batch_size, processes.rank, processes.size)
         watching = watch.watching(recipe, folder, origin, processes, report)
         with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:
@@ -81,6 +83,9 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
                     seconds=progress.seconds + spent,
                     scale=done.scale,
                 )
+                saved = progress.step % keep.checkpoint == 0 or progress.step == recipe.steps
+                if saved:
+                    saver.save(module, optimiser, progress)
                 held = None
                 if progress.step % keep.validate == 0 and material.held is not None:
                     with autocast(recipe.compute, processes.device):
@@ -89,7 +94,7 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
                 if held is not None and sharded is None:
                     tell.samples(material.tokenizer)
                 asked, late, failed = processes.sums(stop.asked, stop.late, saver.failed)
-                if progress.step % keep.checkpoint == 0 or progress.step == recipe.steps or asked or late:
+                if (asked or late) and not saved:
                     saver.save(module, optimiser, progress)
                 if asked or late or failed:
                     saver.finish()

@@ -1,6 +1,7 @@
 """A learning rate to begin with: rising rates on a fresh model, a step each, until the loss runs away (Smith 2017,
 arXiv 1506.01186, section 3.3)."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,13 @@ class Found:
 
 
 def find(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambda _: None) -> Found:
-    """Train the recipe's fresh model on its first batches at rates from 1e-6 on; nothing of the run is touched, but its text is
-    tokenised in `folder`, and lr-finder.svg is drawn there. Raises UsageError where the loss never falls."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Train the recipe's model, as it begins, on its first batches at rates from 1e-6 on. A run in `folder` is neither read
+    nor touched; lr-finder.svg is drawn there. Raises UsageError where the loss never falls."""
     with joined() as processes:
         if processes.size > 1:
             raise UsageError("the learning-rate finder runs in one process; start it without torchrun")
-        tried = _tried(recipe, folder, report, processes)
+        with tempfile.TemporaryDirectory(prefix="leanlm-") as own:
+            tried = _tried(recipe, Path(own), report, processes)
     rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
     best = losses.index(min(losses))
     if best == 0:

@@ -1,7 +1,7 @@
 """What a run trains: a fresh model, or any loadable checkpoint as a float32 module, with its format and its tokenizer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,11 @@ class Origin:
             return self.module.reset_parts(recipe.model.init_std)
         return self.module.parts()
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, folder: Path, aside: Callable[[str], Path]) -> None:
         """Write what a resumed run needs to know of a checkpoint: its formats and tokenizer, not its weights."""
         if self.raw is not None:
             told = {"family": self.family.name, "config": self.module.config.to_dict(), "raw": self.raw}
-            (folder / KEPT).write_text(json.dumps(told) + "\n", encoding="utf-8")
+            aside(KEPT).write_text(json.dumps(told) + "\n", encoding="utf-8")
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
 
@@ -64,7 +64,7 @@ def of(recipe: Recipe, folder: Path) -> Origin:
 def fresh(recipe: Recipe) -> Origin:
     """The recipe's model, yet without weights."""
     family = families.get(recipe.model.family)
-    config = family.to_config(recipe.model.config)
+    config = family.to_fresh_config(recipe.model.config, "model.config")
     if recipe.data.source and config.vocab_size != recipe.data.vocab_size:
         raise UsageError(
             f"{recipe.name}: the model has {config.vocab_size} tokens and data.vocab_size is {recipe.data.vocab_size}; "

@@ -106,7 +106,7 @@ def _sized(recipe: Recipe, cluster: Cluster, utilisation: float) -> Plan:
 def config_of(recipe: Recipe) -> ModelConfig:
     """The model that the recipe trains, fresh or from a checkpoint, of which only the config is read."""
     if not recipe.model.from_:
-        return families.get(recipe.model.family).to_config(recipe.model.config)
+        return families.get(recipe.model.family).to_fresh_config(recipe.model.config, "model.config")
     if known := catalog.resolve(recipe.model.from_):
         return known.model
     raw = read_config(locate.resolve(recipe.model.from_))

@@ -1,6 +1,8 @@
 """A run as one validated TOML file: model, data, optimiser, schedule, machine, validation, checkpoints. Loads no torch."""
 
 import dataclasses
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -11,6 +13,8 @@ from leanlm.errors import CheckpointError, NotFound, UsageError
 from leanlm.model.config import from_dict
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
+NAME = re.compile(r"\w(?:[\w.+-]*\w)?")
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -232,18 +236,20 @@ def _check(recipe: Recipe) -> None:
         ("keep.checkpoint", recipe.keep.checkpoint),
         ("keep.last", recipe.keep.last),
         ("keep.validate", recipe.keep.validate),
+        ("keep.validate_bytes", recipe.keep.validate_bytes),
     ):
         if value < 1:
             raise UsageError(f"{recipe.name}: {path} = {value}; it must be at least 1")
     for path, fits, meant in (
-        ("optimiser.lr", optimiser.lr > 0, "above 0"),
+        ("model.init_std", 0 < model.init_std < math.inf, "above 0"),
+        ("optimiser.lr", 0 < optimiser.lr < math.inf, "above 0"),
         (
             "optimiser.betas",
             len(optimiser.betas) == 2 and all(0 <= b < 1 for b in optimiser.betas),
             "two numbers from 0 to below 1",
         ),
-        ("optimiser.eps", optimiser.eps > 0, "above 0"),
-        ("optimiser.weight_decay", optimiser.weight_decay >= 0, "0 or more"),
+        ("optimiser.eps", 0 < optimiser.eps < math.inf, "above 0"),
+        ("optimiser.weight_decay", 0 <= optimiser.weight_decay < math.inf, "0 or more"),
         ("optimiser.clip", optimiser.clip >= 0, "0 (no clipping) or more"),
         ("optimiser.z_loss", optimiser.z_loss >= 0, "0 (none) or more"),
         ("schedule.micro", 0 <= schedule.micro <= schedule.batch, f"from 0 (all) to schedule.batch, {schedule.batch}"),
@@ -255,8 +261,8 @@ def _check(recipe: Recipe) -> None:
         ("keep.milestones", recipe.keep.milestones >= 0, "0 (none) or more"),
         ("keep.hours", recipe.keep.hours >= 0, "0 (no limit) or more"),
         ("seed", 0 <= recipe.seed < 2**63, "from 0 to 2^63"),
-        ("threads", recipe.threads >= 0, "0 (torch's choice) or more"),
-        ("name", recipe.name.isprintable() and recipe.name.strip("./"), "a name fit for a folder"),
+        ("threads", 0 <= recipe.threads <= MOST_THREADS, f"from 0 (torch's choice) to {MOST_THREADS}"),
+        ("name", NAME.fullmatch(recipe.name), "a name fit for a folder: letters, digits, and . _ + - within"),
     ):
         if not fits:
             raise UsageError(f"{recipe.name!r}: {path} must be {meant}")
@@ -275,7 +281,10 @@ def _check_parts(recipe: Recipe) -> None:
         (not (data.held and data.held_out), "[data] has held or held_out, not both"),
         (not data.held_out or bool(data.source), "data.held_out names documents of data.source; give data.held"),
         (all(_is_weight(w) for w in data.sources.values()), "data.sources gives every folder a weight above 0"),
-        ((schedule.steps > 0) != (schedule.tokens > 0), "schedule.steps or schedule.tokens must be at least 1, not both"),
+        (
+            (schedule.steps > 0) != (schedule.tokens > 0),
+            "schedule.steps or schedule.tokens must be at least 1, not both (0 takes one away)",
+        ),
         (min(schedule.steps, schedule.tokens) >= 0, "schedule.steps and schedule.tokens must not be below 0"),
         (schedule.shape != "wsd" or schedule.cooldown > 0, 'schedule.shape "wsd" needs a cooldown above 0'),
         (
@@ -283,13 +292,22 @@ def _check_parts(recipe: Recipe) -> None:
             f'schedule.cooldown belongs to the shapes "constant" and "wsd", not to {schedule.shape!r}',
         ),
         (all(0 <= at < 1 for at in steps) and list(steps) == sorted(steps), "schedule.changes come by at, from 0 to below 1"),
+        (
+            all(map(_is_change, schedule.changes)),
+            "schedule.changes give an lr above 0, or a weight_decay of 0 or more, or both",
+        ),
     ):
         if not fits:
             raise UsageError(f"{recipe.name}: {meant}")
 
 
 def _is_weight(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_change(change: Change) -> bool:
+    rates = change.lr is None or 0 < change.lr < math.inf, change.weight_decay is None or 0 <= change.weight_decay < math.inf
+    return all(rates) and (change.lr, change.weight_decay) != (None, None)
 
 
 def _names(held_out: tuple[str, ...], path: Path) -> tuple[str, ...]:
@@ -302,15 +320,20 @@ def _names(held_out: tuple[str, ...], path: Path) -> tuple[str, ...]:
     return tuple(listed.read_text(encoding="utf-8").split())
 
 
-def write(recipe: Recipe, path: Path) -> None:
-    """Store a recipe as TOML that `read` gives back unchanged."""
+def text(recipe: Recipe) -> str:
+    """A recipe as TOML that `read` gives back unchanged."""
     raw = dataclasses.asdict(recipe)
     raw["model"]["from"] = raw["model"].pop("from_")
     lines = [f"{key} = {_toml(value)}" for key, value in raw.items() if not isinstance(value, dict)]
     for section, table in raw.items():
         if isinstance(table, dict):
             lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Store a recipe as `text` gives it."""
+    path.write_text(text(recipe), encoding="utf-8")
 
 
 def _toml(value) -> str:

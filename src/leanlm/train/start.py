@@ -67,7 +67,7 @@ def _chats(recipe: Recipe, tokenizer: Tokenizer | None, note: Note) -> Material:
 
 
 def _held(recipe: Recipe, tokenizer: Tokenizer | None) -> Shards | None:
-    held = Shards(recipe.data.held) if recipe.data.held else None
+    held = Shards(recipe.data.held, recipe.data.damaged) if recipe.data.held else None
     if held is not None and tokenizer is not None:
         held.check_tokenizer(fingerprint(tokenizer.core), tokenizer.vocab_size)
     return held

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
@@ -13,6 +12,8 @@ from leanlm.model import ternary
 from leanlm.model.language_model import LanguageModel
 from leanlm.train.processes import ALONE, Processes
 
+A_TOKEN = 4  # bytes of text, about
+
 
 def validate(
     module: LanguageModel,
@@ -22,7 +23,8 @@ def validate(
     objective: FSDPModule | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Loss | None:
-    """Loss on the first documents, up to `most_bytes` of text (None: all); None where `stop` came true in any process.
+    """Loss on the first documents, up to `most_bytes` of text (None: all), a token counting as A_TOKEN where that is not
+    known; None where `stop` came true in any process.
 
     Latent weights are packed, as they will be in the finished model; a sharded model computes with just the packed values.
     `objective` computes the logits of a sharded model, whose processes can only compute together; without one each process
@@ -31,9 +33,10 @@ def validate(
     module.eval()
     packed = module if objective is not None else ternary.packed(module)
     text_bytes = held.bytes
-    numbers = first_documents(text_bytes, most_bytes)
+    numbers = first_documents(held, most_bytes)
     start_id = int(held.document(0)[-1])
     nats = tokens = size = 0.0
+    known = True  # the bytes of all texts
     for begin in range(0, len(numbers), processes.size):
         if processes.any(stop()):
             return None
@@ -46,19 +49,20 @@ def validate(
             _keep_pace(objective, held, round_, mine, start_id)
             objective.reshard()  # without a backward pass embedding and head would stay whole, apart from what is saved
         nats, tokens, size = nats + found.nats, tokens + found.tokens, size + found.bytes
+        known = known and all(n_bytes for _, n_bytes in documents)
     module.train()
-    nats, tokens, size = processes.sums(nats, tokens, size)
-    return Loss(nats, int(tokens), int(size))
+    nats, tokens, size, unknown = processes.sums(nats, tokens, size, not known)
+    return Loss(nats, int(tokens), 0 if unknown else int(size))
 
 
-def first_documents(text_bytes: np.ndarray, most_bytes: int | None) -> list[int]:
+def first_documents(held: Shards, most_bytes: int | None) -> list[int]:
     """Numbers of the first documents that reach `most_bytes` of text together."""
     numbers, size = [], 0
-    for number, n_bytes in enumerate(text_bytes):
+    for number, n_bytes in enumerate(held.bytes.tolist()):
         if most_bytes is not None and size >= most_bytes:
             break
         numbers.append(number)
-        size += int(n_bytes)
+        size += n_bytes or A_TOKEN * len(held.document(number))
     return numbers
 
 
