@@ -11,6 +11,7 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by the colour-blind
 POINTS = 1000  # of a line at most: more are not seen
 TICKS = 6
+TINY = 1e-100  # what is less is nothing
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,8 @@ class Series:
 
     def points(self, log_x: bool, log_y: bool) -> list[tuple[float, float, float]]:
         errors = self.errors or [0.0] * len(self.x)
-        found = [
-            (x, y, e)
-            for x, y, e in zip(self.x, self.y, errors, strict=True)
-            if math.isfinite(x + y + e) and (x > 0 or not log_x) and (y > 0 or not log_y)
-        ]
+        numbers = zip(*([0.0 if abs(v) < TINY else v for v in side] for side in (self.x, self.y, errors)), strict=True)
+        found = [(x, y, e) for x, y, e in numbers if math.isfinite(x + y + e) and (x > 0 or not log_x) and (y > 0 or not log_y)]
         return found[:: -(-len(found) // POINTS)] if len(found) > POINTS else found
 
 

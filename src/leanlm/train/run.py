@@ -51,7 +51,8 @@ class Hold:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.seek(0)
-            raise UsageError(f"{self.path.parent}: a run is at work here ({self.file.read().decode().strip()}); stop it first") from None
+            who = self.file.read().decode().strip()
+            raise UsageError(f"{self.path.parent}: a run is at work here ({who}); stop it first") from None
         except OSError as error:
             raise LeanLMError(f"{self.path}: cannot write ({error.strerror})") from None
         with suppress(OSError):  # on a full disk nobody is told who it is
