@@ -140,9 +140,11 @@ def test_rotate(library, seed):
     R = draw.randrange(2, P + 1, 2)
     x, freq = draw.rows(B, L, heads * P), 10000.0 ** (-torch.arange(0, R, 2) / R)
     position = torch.tensor([draw.randint(0, 200000) for _ in range(B)])
-    angles = ((position[:, None] + torch.arange(L))[..., None].float() * freq).double()
+    start = draw.choice([None, torch.tensor([draw.randint(0, int(p)) for p in position])])
+    begun = 0 if start is None else start[:, None]
+    angles = ((position[:, None] - begun + torch.arange(L))[..., None].float() * freq).double()
     expected = reference.rotate(x.double().view(B, L, heads, P), angles.cos(), angles.sin()).flatten(2)
-    library.rotate(x, stride(x), B, L, heads, P, R, freq, position)
+    library.rotate(x, stride(x), B, L, heads, P, R, freq, position, start)
     close(x, expected, 1e-6)
 
 

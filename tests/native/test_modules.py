@@ -82,7 +82,7 @@ def native_attention(library, module, x, memory):
     q, k, v = module.q_proj(x), module.k_proj(x), module.v_proj(x)
     freq = rotary.frequencies(cfg.rope, x.device)
     for t, heads in ((q, H), (k, Hkv)):
-        library.rotate(t, heads * P, B, L, heads, P, cfg.rope.dim, freq, memory["position"])
+        library.rotate(t, heads * P, B, L, heads, P, cfg.rope.dim, freq, memory["position"], None)
     y = torch.empty(B, L, H * P)
     library.attend(
         q, H * P, k, Hkv * P, v, Hkv * P, y, H * P, B, L, H, Hkv, P, memory["k"].shape[1], cfg.window or 0, module.scale,

@@ -4,6 +4,7 @@ A case is its seed: `pytest "tests/runtime/test_fuzz.py::test_kernels[17]"` repe
 seed of `test_models` stands for MODELS models; the one that fails is printed.
 """
 
+import ctypes
 import random
 
 import pytest
@@ -18,6 +19,7 @@ from leanlm.model.format import Grouped, Ternary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
 from leanlm.ops import reference
+from leanlm.ops.merging import Cache, Reading
 from native_calls import DTYPES, ROUNDING, Attend, Draw, Scan, Ssd, close, stride
 from native_library import opened
 from native_products import Matmul
@@ -25,7 +27,9 @@ from packed_models import packed
 
 pytest.importorskip("leanlm.runtime.native", reason="the native library was not built")
 from leanlm.ops.native import EXACT
+from leanlm.runtime import steps
 from leanlm.runtime.native import NativeRuntime
+from leanlm.slots import Table
 
 KERNELS, SEEDS, MODELS = 1600, 20, 25  # cases of kernels; seeds of models, and models of each
 
@@ -88,17 +92,52 @@ def check_rotate(draw: Draw, native, library) -> None:
     R = draw.randrange(2, P + 1, 2)
     x, freq = draw.rows(B, L, heads * P), 500.0 ** (-torch.arange(0, R, 2) / R)
     position = torch.tensor([draw.randint(0, 10000) for _ in range(B)])
-    angles = ((position[:, None] + torch.arange(L))[..., None].float() * freq).double()
+    start = draw.choice([None, torch.tensor([draw.randint(0, int(p)) for p in position])])
+    begun = 0 if start is None else start[:, None]
+    angles = ((position[:, None] - begun + torch.arange(L))[..., None].float() * freq).double()
     wanted = reference.rotate(x.double().view(B, L, heads, P), angles.cos(), angles.sin()).flatten(2)
-    library.rotate(x, stride(x), B, L, heads, P, R, freq, position)
+    library.rotate(x, stride(x), B, L, heads, P, R, freq, position, start)
     close(x, wanted, 1e-6)
+
+
+def check_telescope(draw: Draw, native, library) -> None:
+    """A text read in two calls, in which documents begin again."""
+    B, G, P, Q, slots = draw.randint(1, 3), draw.randint(1, 3), draw.randint(1, 40), draw.randint(1, 40), draw.randint(3, 90)
+    H, lengths = G * draw.randint(1, 5), (draw.randint(0, 90), draw.choice([1, 1, 2, 90]))
+    table = Table(slots, tuple(sorted(draw.sample(range(2, slots), draw.randint(1, min(6, slots - 2))))))
+    norms = [draw.choice([None, draw.values(width)]) for width in (P, Q)]
+    flags = [draw.random() < 0.5 for _ in range(2)]
+    reading = Reading(
+        table, P**-0.5, draw.choice([None, None, 0.5]), *norms, 1e-5, flags[0], draw.choice([None, 2.0]), flags[1]
+    )
+    merges, begun, read = torch.tensor(table.merges, dtype=torch.int32), torch.tensor([0] * B), torch.tensor([0] * B)
+    held = Cache(torch.zeros(B, slots, G, P), torch.zeros(B, slots, G, Q), torch.full((B, slots, G), -torch.inf), None)
+    wanted_held = Cache(*(None if part is None else part.double() for part in held))
+    for L in filter(None, lengths):
+        q, k, v, weights = draw.rows(B, L, H * P), draw.rows(B, L, G * P), draw.rows(B, L, G * Q), draw.rows(B, L, G)
+        y = torch.empty(B, L, H * Q)
+        new = (t.double().unflatten(2, (-1, width)) for t, width in ((q, P), (k, P), (v, Q)))
+        wanted, wanted_held = reference.telescope(*new, weights.double(), None, wanted_held, read, None, reading)
+        rows = (steps.Rows(t.data_ptr(), stride(t)) for t in (q, k, v, y, weights))
+        call = steps.Telescoping(
+            *rows,
+            merges.data_ptr(),
+            *(None if norm is None else norm.data_ptr() for norm in norms),
+            *(len(merges), slots, H, G, P, Q, steps.LEARNED, *flags),
+            *(reading.scale, reading.factor or 0, reading.eps, reading.cap or 0),
+        )
+        library.telescope(ctypes.addressof(call), B, L, read, begun, *held)
+        close(y, wanted.flatten(2), 1e-4)
+        read += L
+    for found, part in zip(held[:2], wanted_held):
+        close(found, part, 1e-4)
 
 
 def check_matmul(draw: Draw, native, library) -> None:
     Matmul(draw).check(native)
 
 
-CHECKS = [check_matmul] * 5 + [check_ssd, check_scan, check_attend, check_conv, check_norm, check_rotate]
+CHECKS = [check_matmul] * 5 + [check_ssd, check_scan, check_attend, check_conv, check_norm, check_rotate, check_telescope]
 
 
 def test_kernels(native, number):

@@ -272,6 +272,16 @@ def discrete_mamba2(program: Program, mixer: DiscreteMamba2) -> None:
     program.into_stream(mixer.out_proj, y)
 
 
+def rotate(program: Program, cfg, q: Columns, k: Columns, position: int, start: int = -1) -> None:
+    """Queries and keys of a mixer so configured, by their positions, counted from those in slot `start` where it is given."""
+    if cfg.rope is None:
+        return
+    freq = program.floats(rotary.frequencies(cfg.rope, torch.device("cpu")))
+    for part, heads in ((q, cfg.n_heads), (k, cfg.n_kv_heads)):
+        sizes = {"heads": heads, "P": cfg.head_dim, "R": cfg.rope.dim}
+        program.add(steps.ROTATE, x=part.rows, freq=freq, slot=position, start_slot=start, **sizes)
+
+
 def attention(program: Program, mixer: Attention) -> None:
     cfg = mixer.config
     inner, shared = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
@@ -281,10 +291,7 @@ def attention(program: Program, mixer: Attention) -> None:
     if mixer.conv is not None:
         program.conv(mixer.conv, projected)
     position = program.slot("position")
-    if cfg.rope:
-        freq = program.floats(rotary.frequencies(cfg.rope, torch.device("cpu")))
-        for part, heads in ((q, cfg.n_heads), (k, cfg.n_kv_heads)):
-            program.add(steps.ROTATE, x=part.rows, freq=freq, heads=heads, P=cfg.head_dim, R=cfg.rope.dim, slot=position, start_slot=-1)
+    rotate(program, cfg, q, k, position)
     y = program.buffer("inner", inner)
     program.add(
         steps.ATTEND,
@@ -319,11 +326,7 @@ def telescoping(program: Program, mixer: Telescoping) -> None:
     products = [(mixer.q_proj, q), (mixer.k_proj, k), (mixer.v_proj or mixer.k_proj, v)]  # values may be keys not yet rotated
     program.linears(program.h, *products, *([(mixer.weight_proj, weights)] if mixer.weight_proj else []))
     position, start = program.slot("position"), program.slot("start")
-    if cfg.rope:
-        freq = program.floats(rotary.frequencies(cfg.rope, torch.device("cpu")))
-        for part, heads in ((q, H), (k, G)):
-            sizes = {"heads": heads, "P": cfg.head_dim, "R": cfg.rope.dim}
-            program.add(steps.ROTATE, x=part.rows, freq=freq, slot=position, start_slot=start, **sizes)
+    rotate(program, cfg, q, k, position, start)
     y = program.buffer("inner", H * cfg.v_head_dim)
     merges = torch.tensor(cfg.merges, dtype=torch.int32)
     program.kept.append(merges)
