@@ -40,6 +40,33 @@ def ropes(head_dim: int, partial: bool = False, scaled: bool = False) -> st.Sear
     return st.builds(Rope, dims, THETAS, scaling)
 
 
+@st.composite
+def telescopes(draw, attention: Attention, value_is_key: bool = True, **settings) -> Telescoping:
+    """The same with a telescoping cache."""
+    slots = draw(st.integers(3, 140))
+    return Telescoping.of(
+        attention,
+        slots=slots,
+        merges=tuple(sorted(draw(st.sets(st.integers(2, slots - 1), min_size=1, max_size=6)))),
+        rule=draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
+        entry_norm=draw(FLAG),
+        entry_norm_eps=draw(EPSILONS),
+        mask_empty=draw(FLAG),
+        softcap=draw(st.none() | st.just(20.0)),
+        head_mix=draw(FLAG),
+        value_is_key=value_is_key and draw(FLAG),
+        **settings,
+    )
+
+
+@st.composite
+def mixed(draw, llama: ModelConfig, mixer: Telescoping) -> ModelConfig:
+    """`mixer` in the first layer, and in some others."""
+    attention, mlp = llama.layers[0]
+    kinds = [mixer, *(draw(st.sampled_from((mixer, attention))) for _ in llama.layers[1:])]
+    return dataclasses.replace(llama, layers=tuple((kind, mlp) for kind in kinds))
+
+
 PARTIAL = st.sampled_from([None, lambda head_dim: ropes(head_dim, partial=True)])
 
 
@@ -83,6 +110,7 @@ def layers(*choices: Mixer, then: tuple[Mixer, ...] = ()) -> st.SearchStrategy[t
 def renes(draw) -> ModelConfig:
     width = draw(st.integers(1, 9))
     attention = draw(attentions(qkv_bias=draw(FLAG), out_bias=draw(FLAG), window=draw(st.none() | st.integers(1, 9))))
+    attention = draw(telescopes(attention)) if draw(FLAG) else attention
     mlp = MLP(draw(st.integers(1, 30)), bias=draw(FLAG))
     norm = Norm(draw(st.sampled_from(["rms", "layer"])), 1e-5)
     around = draw(surroundings(padded=True))
@@ -115,6 +143,7 @@ def state_spaces(draw, hybrid: bool = True) -> ModelConfig:
     biases = {"qkv_bias": draw(FLAG), "out_bias": draw(FLAG)}
     choices = {"d_conv": draw(st.sampled_from([0, 4])), "scale": draw(st.sampled_from([None, 0.3]))}
     attention = draw(attentions(draw(PARTIAL), **biases, **choices))
+    attention = draw(telescopes(attention)) if not attention.d_conv and draw(FLAG) else attention
     mlp = draw(st.sampled_from([(), (GatedMLP(128),)])) if hybrid else ()
     norm = Norm(draw(st.sampled_from(["rms", "layer"])), 1e-5)
     found = draw(layers(scan, attention, then=mlp) if hybrid else layers(scan))
@@ -153,7 +182,8 @@ def llamas(draw) -> ModelConfig:
     attention = draw(attentions(lambda head_dim: ropes(head_dim, scaled=True), qkv_bias=bias, out_bias=bias))
     layer = (attention, GatedMLP(draw(st.integers(1, 9)), draw(FLAG)))
     norm = Norm("rms", draw(EPSILONS), True)
-    return ModelConfig(draw(st.integers(1, 9)), layers=(layer,) * draw(st.integers(1, 3)), norm=norm, **draw(surroundings()))
+    llama = ModelConfig(draw(st.integers(1, 9)), layers=(layer,) * draw(st.integers(1, 3)), norm=norm, **draw(surroundings()))
+    return draw(mixed(llama, draw(telescopes(attention)))) if draw(FLAG) else llama
 
 
 @st.composite
@@ -167,31 +197,11 @@ def fms_llamas(draw) -> ModelConfig:
 
 @st.composite
 def telescoping_llamas(draw) -> ModelConfig:
-    """Some of the layers with attention over all tokens."""
     llama = draw(fms_llamas())
-    attention, mlp = llama.layers[0]
-    slots, alike = draw(st.integers(3, 140)), draw(FLAG)
-    width = attention.head_dim
-    mixer = Telescoping(
-        attention.n_heads,
-        attention.n_kv_heads,
-        width,
-        slots,
-        tuple(sorted(draw(st.sets(st.integers(2, slots - 1), min_size=1, max_size=6)))),
-        draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
-        width if alike else draw(st.integers(1, 8)),
-        entry_norm=draw(FLAG),
-        entry_norm_eps=draw(EPSILONS),
-        mask_empty=draw(FLAG),
-        softcap=draw(st.none() | st.just(20.0)),
-        head_mix=draw(FLAG),
-        value_is_key=alike and draw(FLAG),
-        rope=attention.rope,
-        qkv_bias=attention.qkv_bias,
-        out_bias=attention.out_bias,
-    )
-    kinds = [mixer, *(draw(st.sampled_from((mixer, attention))) for _ in llama.layers[1:])]
-    return dataclasses.replace(llama, layers=tuple((kind, mlp) for kind in kinds))
+    width = llama.layers[0][0].head_dim
+    alike = draw(FLAG)
+    mixer = draw(telescopes(llama.layers[0][0], v_head_dim=width if alike else draw(st.integers(1, 8)), value_is_key=alike))
+    return draw(mixed(llama, mixer))
 
 
 CONFIGS: dict[str, st.SearchStrategy[ModelConfig]] = {

@@ -25,6 +25,8 @@ EXACT = {  # parameters
 BILLIONS = {
     "bamba-9b": "9.780",
     "avengers-llama3-1.8b": "1.884",
+    "avengers-tele64": "1.289",
+    "avengers-tele128": "1.872",
     "avengers-mamba-1.5b": "1.500",
     "avengers-mamba-2.9b": "2.897",
 }

@@ -18,6 +18,8 @@ SUITE = {  # recipe, size -> name in the catalogue
     ("rene", ""): "rene",
     ("mamba-7b", ""): "mamba-7b",
     ("avengers-llama3-1.8b", ""): "avengers-llama3-1.8b",
+    ("avengers-tele64", ""): "avengers-tele64",
+    ("avengers-tele128", ""): "avengers-tele128",
     ("avengers-mamba2-2.9b", ""): "avengers-mamba-2.9b",
     ("avengers-mamba2-9.8b", ""): "bamba-9b",
     **{("floatlm", size): f"floatlm-{size}" for size in SPECTRA},

@@ -30,6 +30,7 @@ VERBS = {
     "import": ("leanlm.cli.import_checkpoint", "turn a training checkpoint of fms-fsdp into a model folder"),
     "recipe": ("leanlm.cli.recipe", "list, show or copy the recipes that come with the package"),
     "quantize": ("leanlm.cli.quantize", "write a model with weights of a few bits"),
+    "telescope": ("leanlm.cli.telescope", "give a model's attention telescoping caches, to fine-tune it"),
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),

@@ -100,7 +100,7 @@ def run(command: Command) -> None:
         show(report, command.out)
 
 
-def held_out(command: Command, model) -> str | None:
+def held_out(command, model) -> str | None:
     """The held-out text to read; says so where there is none because nothing can read it."""
     if command.held_out == "none":
         return None
@@ -139,13 +139,18 @@ def check(command: Command) -> None:
     """Raises UsageError for flags that cannot be meant, before anything is loaded."""
     if (command.preset is None) == (command.scheme is None):
         raise UsageError("give either --preset (quantlm-3, quantlm-4, quantlm-6, quantlm-8) or --scheme (ternary, int4 ...)")
-    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
-        raise UsageError(f"{command.out}: is there already; give a new folder, nothing is overwritten")
+    check_new(command.out)
     for name in ("samples", "length"):
         if (value := getattr(command, name)) is not None and value < 1:
             raise UsageError(f"--{name} {value}: must be at least 1")
     if not 0 <= command.damping < 1:
         raise UsageError(f"--damping {command.damping:g}: must be at least 0 and less than 1")
+
+
+def check_new(out: Path) -> None:
+    """Raises UsageError unless a folder can be written there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is there already; give a new folder, nothing is overwritten")
 
 
 def progress(text: str) -> None:

@@ -14,11 +14,12 @@ from leanlm import families
 from leanlm.checkpoint import locate
 from leanlm.checkpoint.folder import CONFIG, find_weights, read_config, read_json
 from leanlm.checkpoint.tokenizer import MAIN
-from leanlm.cli import sizes
-from leanlm.errors import CheckpointError, LeanLMError, NotFound, first_line
+from leanlm.cli import cache, sizes
+from leanlm.errors import CheckpointError, LeanLMError, NotFound, UsageError, first_line
 from leanlm.families import catalog
 from leanlm.model import cost
 from leanlm.model.config import ModelConfig
+from leanlm.slots import runs
 
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 
@@ -33,6 +34,12 @@ class Command:
     """Branch, tag or commit of the repository."""
     json: bool = False
     """Print JSON."""
+    cache: bool = False
+    """Show instead which tokens every slot of its telescoping cache covers."""
+    at: int = 1000
+    """With --cache: after so many tokens."""
+    svg: Path | None = None
+    """With --cache: draw it into this file too."""
 
 
 class Stored(NamedTuple):
@@ -51,6 +58,11 @@ class Stored(NamedTuple):
 
 
 def run(command: Command) -> None:
+    if command.cache:
+        show_cache(command)
+        return
+    if command.svg:
+        raise UsageError("--svg draws a cache: give --cache too")
     entry = catalog.resolve(command.model)
     try:
         folder = locate.resolve(command.model, revision=command.revision, offline=True)
@@ -62,6 +74,35 @@ def run(command: Command) -> None:
         found = of_folder(folder, entry)
     found = {"name": entry.name if entry else command.model, **found}
     print(json.dumps(found, indent=2) if command.json else text(found))
+
+
+def show_cache(command: Command) -> None:
+    if command.at < 1:
+        raise UsageError(f"--at {command.at}: a cache is shown after at least 1 token")
+    if command.svg and command.svg.exists():
+        raise UsageError(f"{command.svg}: is there already; nothing is overwritten, give a new name")
+    found = cache.tables(config_of(command))
+    if command.json:
+        told = {name: [run and list(run) for run in runs(table, command.at - 1)] for name, table in found.items()}
+        print(json.dumps({"tokens": command.at, "slots": told}, indent=2))
+    else:
+        print("\n\n".join(cache.text(name, table, command.at) for name, table in found.items()))
+    if command.svg:
+        name, table = next(iter(found.items()))
+        command.svg.write_text(cache.svg(name, table, command.at), encoding="utf-8")
+
+
+def config_of(command: Command) -> ModelConfig:
+    """What the model is, from its config.json alone, or from the catalogue."""
+    entry = catalog.resolve(command.model)
+    try:
+        folder = locate.resolve(command.model, revision=command.revision, offline=True)
+    except NotFound:
+        if entry is None or command.revision:
+            raise
+        return entry.model
+    raw = read_config(folder)
+    return translated(families.find(raw), raw, {})
 
 
 def of_entry(entry) -> dict:

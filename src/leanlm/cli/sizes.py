@@ -3,7 +3,7 @@
 import dataclasses
 from itertools import groupby
 
-from leanlm.model.config import Attention, Mixer, ModelConfig
+from leanlm.model.config import Attention, Mixer, ModelConfig, Telescoping
 
 Run = tuple[str, int]  # a sublayer's name, how often it comes in a row
 
@@ -31,6 +31,8 @@ def layers(config: ModelConfig) -> str:
 
 
 def named(mixer: Mixer) -> str:
+    if isinstance(mixer, Telescoping):
+        return f"{mixer.kind} c={mixer.slots}"
     return f"{mixer.kind} w={mixer.window}" if isinstance(mixer, Attention) and mixer.window else mixer.kind
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from leanlm import families
 from leanlm.checkpoint.load import SENSITIVE
@@ -66,19 +67,18 @@ def export(
 
 def equivalent(cfg: ModelConfig, raw: dict | None = None) -> tuple[Family, dict]:
     """The Hugging Face family of this model and its config.json; raises UsageError where there is none."""
-    reasons = []
-    for name in FAMILIES:
+    kinds = dict.fromkeys(mixer.kind.replace("_", " ") for mixer in cfg.sublayers)
+    for name in FAMILIES if "telescoping" not in kinds else ():
         family = families.get(name)
         if raw is not None and family.matches(raw):
             return family, raw
         for variant in _variants(cfg):
             try:
                 return family, family.from_config(variant)
-            except CheckpointError as error:
-                reasons.append(str(error))
-    kinds = ", ".join(dict.fromkeys(mixer.kind.replace("_", " ") for mixer in cfg.sublayers))
+            except CheckpointError:
+                continue
     names = ", ".join(name.removeprefix("hf_") for name in FAMILIES)
-    raise UsageError(f"stock transformers has no model like this one ({kinds}): it is none of {names}")
+    raise UsageError(f"stock transformers has no model like this one ({', '.join(kinds)}): it is none of {names}")
 
 
 def _variants(cfg: ModelConfig) -> Iterator[ModelConfig]:
@@ -106,16 +106,14 @@ def _in(module: LanguageModel, cfg: ModelConfig, dtype: torch.dtype, packed: boo
     as floats in `dtype`; other floats in it too, but not in less than they have unless `narrow` (scans' never)."""
     with torch.device("meta"):
         copy = LanguageModel(cfg)
-    matrices, floats = copy.matrices(), {}
+    weights: dict[str, Tensor | Packed] = {}
     for name, weight in module.weights().items():
         if not isinstance(weight, Packed):
             keeps = not narrow or name.rpartition(".")[2] in SENSITIVE
-            floats[name] = weight.detach().to(torch.promote_types(weight.dtype, dtype) if keeps else dtype)
-        elif packed:
-            matrices[name].hold(weight)
+            weights[name] = weight.detach().to(torch.promote_types(weight.dtype, dtype) if keeps else dtype)
         else:
-            floats[name] = weight.dequantize(torch.float32).to(dtype)
-    copy.load_state_dict(floats, strict=False, assign=True)
+            weights[name] = weight if packed else weight.dequantize(torch.float32).to(dtype)
+    copy.take(weights)
     return copy.eval()
 
 

@@ -161,7 +161,7 @@ def _attention(heads: int, **changes) -> dict:
 
 
 def _avengers() -> Iterator[Entry]:
-    """IBM's baselines of the Avengers project, and Bamba-9B, the hybrid that came of it."""
+    """IBM's Avengers: Llama-3, two telescoping Llamas and hybrids, and Bamba-9B, the hybrid that came of them."""
     tokenizer = "meta-llama/Meta-Llama-3-8B"
     config = {
         "model_type": "bamba",
@@ -190,6 +190,13 @@ def _avengers() -> Iterator[Entry]:
         "max_expected_seq_len": 4096,
     }
     yield Entry("avengers-llama3-1.8b", None, tokenizer, "fms_llama", config, note=UNRELEASED)
+    for name, shape, cache in (
+        ("tele64", {"src_vocab_size": 32000, "kvheads": 4, "hidden_grow_factor": 3.0}, "64"),
+        ("tele128", {"nheads": 32, "kvheads": 2, "hidden_grow_factor": 3.75}, "128"),
+    ):
+        changed = {**config, **shape, "rope_theta": 10000.0, "telescoping": {"cache": cache}}
+        vocabulary = "meta-llama/Llama-2-7b-hf" if name == "tele64" else tokenizer
+        yield Entry(f"avengers-{name}", None, vocabulary, "telescoping", changed, note=UNRELEASED)
     for size, width, layers, at, heads in (
         ("1.5b", 2048, 48, [8, 16, 24, 32, 40], 24),
         ("2.9b", 2560, 64, [9, 18, 27, 36, 45, 56], 30),

@@ -1,11 +1,16 @@
-"""Hugging Face `llama`: Llama-3, and the FloatLM and TriLM sizes of the Spectra suite."""
+"""Hugging Face `llama`: Llama-3, and the FloatLM and TriLM sizes of the Spectra suite.
+
+With a telescoping cache in some layers it is a model of our own, `telescoping_llama`, that other readers refuse.
+"""
 
 from collections.abc import Collection
 
 from leanlm.errors import CheckpointError
+from leanlm.families import caches
 from leanlm.families.family import (
     Family,
     head_rules,
+    layers_at,
     linear_rules,
     need,
     norm_rules,
@@ -14,13 +19,15 @@ from leanlm.families.family import (
     token_settings,
     tokens,
 )
-from leanlm.model.config import Attention, GatedMLP, Llama3Scaling, ModelConfig, Norm, Rope
+from leanlm.model.config import Attention, GatedMLP, Llama3Scaling, ModelConfig, Norm, Rope, Telescoping
 
+PLAIN, TELESCOPING = "llama", "telescoping_llama"
+ARCHITECTURES = {PLAIN: "LlamaForCausalLM", TELESCOPING: "TelescopingLlamaForCausalLM"}
 PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
 
 
 def matches(raw: dict) -> bool:
-    return raw.get("model_type") == "llama"
+    return raw.get("model_type") in (PLAIN, TELESCOPING)
 
 
 def rope_config(raw: dict, head_dim: int, family: str, share: float = 1.0) -> Rope:
@@ -60,7 +67,8 @@ def rope_settings(rope: Rope) -> dict:
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "hidden_size", "llama"), need(raw, "num_attention_heads", "llama")
     only(raw, "hidden_act", ("silu", "swish"), "silu", "llama")
-    only(raw, "architectures", (["LlamaForCausalLM"], None), None, "llama")
+    kind = raw["model_type"]
+    only(raw, "architectures", ([ARCHITECTURES[kind]], None), None, kind)
     head_dim = raw.get("head_dim") or width // heads
     bias = raw.get("attention_bias", False)
     attention = Attention(
@@ -71,11 +79,15 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
         qkv_bias=bias,
         out_bias=bias,
     )
-    layer = (attention, GatedMLP(need(raw, "intermediate_size", "llama"), raw.get("mlp_bias", False)))
+    mlp = GatedMLP(need(raw, "intermediate_size", kind), raw.get("mlp_bias", False))
+    mixers = [attention] * need(raw, "num_hidden_layers", kind)
+    if kind == TELESCOPING:
+        mixer, full = caches.telescoping(need(raw, "telescoping", kind), attention), "full_attention_layers"
+        mixers = [attention if i in layers_at(raw, full, len(mixers)) else mixer for i in range(len(mixers))]
     return ModelConfig(
         d_model=width,
         vocab_size=need(raw, "vocab_size", "llama"),
-        layers=(layer,) * need(raw, "num_hidden_layers", "llama"),
+        layers=tuple((mixer, mlp) for mixer in mixers),
         norm=Norm("rms", raw.get("rms_norm_eps", 1e-6), round_first=True),
         tied=raw.get("tie_word_embeddings", False),
         **tokens(raw, 2048),
@@ -84,9 +96,12 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict:
     attention, mlp = config.layers[0]
+    mixers = [layer[0] for layer in config.layers]
+    cache = next((caches.table(mixer) for mixer in mixers if isinstance(mixer, Telescoping)), None)
+    kind = TELESCOPING if cache else PLAIN
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
         "hidden_size": config.d_model,
         "intermediate_size": mlp.d_ff,
         "num_hidden_layers": len(config.layers),
@@ -101,6 +116,7 @@ def write(config: ModelConfig) -> dict:
         "tie_word_embeddings": config.tied,
         **rope_settings(attention.rope),
         **token_settings(config),
+        **({"telescoping": cache, "full_attention_layers": caches.full_layers(mixers)} if cache else {}),
     }
 
 
@@ -109,9 +125,11 @@ def rules(config: ModelConfig):
     for i, (attention, mlp) in enumerate(config.layers):
         theirs = f"model.layers.{i}"
         table += norm_rules(f"{theirs}.input_layernorm", f"layers.{i}.0.norm", config.norm)
-        for name, our in PROJECTIONS.items():
+        own = {"out_proj", *caches.rows(attention)}
+        for name, our in ((name, our) for name, our in PROJECTIONS.items() if our in own):
             bias = attention.out_bias if our == "out_proj" else attention.qkv_bias
             table += linear_rules(f"{theirs}.self_attn.{name}", f"layers.{i}.0.mixer.{our}", bias)
+        table += caches.own_rules(f"{theirs}.self_attn", f"layers.{i}.0.mixer", attention)
         table += norm_rules(f"{theirs}.post_attention_layernorm", f"layers.{i}.1.norm", config.norm)
         for name in ("gate_proj", "up_proj", "down_proj"):
             table += linear_rules(f"{theirs}.mlp.{name}", f"layers.{i}.1.mixer.{name}", mlp.bias)

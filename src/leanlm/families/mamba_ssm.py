@@ -3,8 +3,10 @@
 from collections.abc import Collection
 
 from leanlm.errors import CheckpointError
+from leanlm.families import caches
 from leanlm.families.family import (
     Family,
+    Rule,
     head_rules,
     layers_at,
     limits,
@@ -22,7 +24,7 @@ from leanlm.families.family import (
     token_settings,
     tokens,
 )
-from leanlm.model.config import Attention, GatedMLP, Mamba1, Mamba2, ModelConfig, Norm, Rope
+from leanlm.model.config import Attention, GatedMLP, Mamba1, Mamba2, ModelConfig, Norm, Rope, Telescoping
 
 EPS = 1e-5  # mamba_ssm has no setting for it
 MLP_MULTIPLE = 128  # mamba_ssm's GatedMLP rounds its width up to this
@@ -117,15 +119,15 @@ def mamba2_settings(mixer: Mamba2, width: int) -> dict:
     return settings
 
 
-def attention_config(cfg: dict, width: int) -> Attention:
-    """mamba_ssm's MHA from its keyword arguments; it is causal only where the config says so."""
+def attention_config(cfg: dict, width: int) -> Attention | Telescoping:
+    """mamba_ssm's MHA from its keyword arguments; it is causal only where the config says so. A table `telescoping` is ours."""
     if not cfg.get("causal", False):
         raise CheckpointError("config.json: attn_cfg.causal is not true; leanlm runs causal attention only")
     only(cfg, "mlp_dim", (0,), 0, "mamba_ssm attention")
     only(cfg, "rotary_emb_interleaved", (False,), False, "mamba_ssm attention")
     heads = need(cfg, "num_heads", "mamba_ssm attention")
     rotated = cfg.get("rotary_emb_dim", 0)
-    return Attention(
+    attention = Attention(
         n_heads=heads,
         n_kv_heads=cfg.get("num_heads_kv") or heads,
         head_dim=cfg.get("head_dim") or width // heads,
@@ -135,12 +137,13 @@ def attention_config(cfg: dict, width: int) -> Attention:
         qkv_bias=cfg.get("qkv_proj_bias", True),
         out_bias=cfg.get("out_proj_bias", True),
     )
+    return caches.telescoping(cfg["telescoping"], attention) if "telescoping" in cfg else attention
 
 
 def write(config: ModelConfig) -> dict:
     firsts = [layer[0] for layer in config.layers]
-    attention = [i for i, m in enumerate(firsts) if isinstance(m, Attention)]
-    scan = next((m for m in firsts if not isinstance(m, Attention)), None)
+    attention = [i for i, m in enumerate(firsts) if isinstance(m, Attention | Telescoping)]
+    scan = next((m for m in firsts if not isinstance(m, Attention | Telescoping)), None)
     raw = {
         "d_model": config.d_model,
         "d_intermediate": config.layers[0][1].d_ff if len(config.layers[0]) > 1 else 0,
@@ -171,13 +174,13 @@ def write(config: ModelConfig) -> dict:
     return raw
 
 
-def _attention_settings(mixer: Attention) -> dict:
+def _attention_settings(mixer: Attention | Telescoping) -> dict:
     settings = {
         "causal": True,
         "num_heads": mixer.n_heads,
         "num_heads_kv": mixer.n_kv_heads,
         "head_dim": mixer.head_dim,
-        "d_conv": mixer.d_conv,
+        "d_conv": getattr(mixer, "d_conv", 0),
         "qkv_proj_bias": mixer.qkv_bias,
         "out_proj_bias": mixer.out_bias,
         "rotary_emb_dim": mixer.rope.dim if mixer.rope else 0,
@@ -186,6 +189,8 @@ def _attention_settings(mixer: Attention) -> dict:
         settings["rotary_emb_base"] = mixer.rope.theta
     if mixer.scale is not None:
         settings["softmax_scale"] = mixer.scale
+    if isinstance(mixer, Telescoping):
+        settings["telescoping"] = caches.table(mixer)
     return settings
 
 
@@ -209,11 +214,14 @@ def rules(config: ModelConfig):
     return [*table, *norm_rules("backbone.norm_f", "norm", config.final_norm), *head_rules(config)]
 
 
-def attention_rules(theirs: str, ours: str, mixer: Attention):
-    q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
-    table = stacked_rules(f"{theirs}.in_proj", ours, {"q_proj": q, "k_proj": kv, "v_proj": kv}, mixer.qkv_bias)
-    table += linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.out_bias)
-    return table + linear_rules(f"{theirs}.conv1d", f"{ours}.conv", True) if mixer.d_conv else table
+def attention_rules(theirs: str, ours: str, mixer: Attention | Telescoping) -> list[Rule]:
+    """Of Rene's attention too."""
+    return [
+        *stacked_rules(f"{theirs}.in_proj", ours, caches.rows(mixer), mixer.qkv_bias),
+        *linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.out_bias),
+        *(linear_rules(f"{theirs}.conv1d", f"{ours}.conv", True) if getattr(mixer, "d_conv", 0) else []),
+        *caches.own_rules(theirs, ours, mixer),
+    ]
 
 
 FAMILY = Family("mamba_ssm", matches, read, write, rules, pickled=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from leanlm.families import caches
 from leanlm.families.family import (
     Family,
     head_rules,
@@ -14,12 +15,11 @@ from leanlm.families.family import (
     padding,
     ratio,
     same,
-    stacked_rules,
     token_settings,
     tokens,
 )
-from leanlm.families.mamba_ssm import mamba2_config, mamba2_settings, padded
-from leanlm.model.config import MLP, Attention, Mamba2, ModelConfig, Norm
+from leanlm.families.mamba_ssm import attention_rules, mamba2_config, mamba2_settings, padded
+from leanlm.model.config import MLP, Attention, Mamba2, ModelConfig, Norm, Telescoping
 
 EPS = 1e-5
 
@@ -50,12 +50,13 @@ def _mlp(raw: dict, width: int) -> MLP:
     return MLP(d_ff=int(cfg.get("expand", 3) * width), bias=cfg.get("bias", True))
 
 
-def _attention(raw: dict, width: int) -> Attention:
+def _attention(raw: dict, width: int) -> Attention | Telescoping:
+    """A table `telescoping`, in place of a window, is ours."""
     cfg = raw.get("attn_cfg") or {}
     only(cfg, "causal", (True,), True, "rene attention")
     heads = need(cfg, "num_heads", "rene attention")
     bias = cfg.get("qkv_proj_bias", True)
-    return Attention(
+    attention = Attention(
         n_heads=heads,
         n_kv_heads=cfg.get("num_heads_kv") or heads,
         head_dim=cfg.get("head_dim") or width // heads,
@@ -64,11 +65,15 @@ def _attention(raw: dict, width: int) -> Attention:
         qkv_bias=bias,
         out_bias=cfg.get("out_proj_bias", True),
     )
+    if "telescoping" not in cfg:
+        return attention
+    only(cfg, "sliding_window_length", (None,), None, "rene attention with a telescoping cache")
+    return caches.telescoping(cfg["telescoping"], attention)
 
 
 def write(config: ModelConfig) -> dict:
     mixers = dict(enumerate(config.sublayers))
-    attention = {i: m for i, m in mixers.items() if isinstance(m, Attention)}
+    attention = {i: m for i, m in mixers.items() if isinstance(m, Attention | Telescoping)}
     mlps = {i: m for i, m in mixers.items() if isinstance(m, MLP)}
     mamba = [m for m in mixers.values() if isinstance(m, Mamba2)]
     raw = {
@@ -94,16 +99,18 @@ def write(config: ModelConfig) -> dict:
     return raw
 
 
-def _attention_settings(mixer: Attention) -> dict:
+def _attention_settings(mixer: Attention | Telescoping) -> dict:
+    cache = {"telescoping": caches.table(mixer)} if isinstance(mixer, Telescoping) else {}
     return {
         "causal": True,
         "num_heads": mixer.n_heads,
         "num_heads_kv": mixer.n_kv_heads,
         "head_dim": mixer.head_dim,
-        "sliding_window_length": mixer.window,
+        "sliding_window_length": getattr(mixer, "window", None),
         "softmax_scale": mixer.scale,
         "qkv_proj_bias": mixer.qkv_bias,
         "out_proj_bias": mixer.out_bias,
+        **cache,
     }
 
 
@@ -119,9 +126,7 @@ def rules(config: ModelConfig):
             table += linear_rules(f"{theirs}.in_proj", f"{ours}.in_proj", mixer.bias)
             table += linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.bias)
         else:
-            q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
-            table += stacked_rules(f"{theirs}.in_proj", ours, {"q_proj": q, "k_proj": kv, "v_proj": kv}, mixer.qkv_bias)
-            table += linear_rules(f"{theirs}.out_proj", f"{ours}.out_proj", mixer.out_bias)
+            table += attention_rules(theirs, ours, mixer)
     return [*table, *norm_rules("backbone.norm_f", "norm", config.final_norm), *head_rules(config)]
 
 

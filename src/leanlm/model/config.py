@@ -113,6 +113,14 @@ class Telescoping:
         if reason := wrong(self.table):
             raise CheckpointError(f"telescoping: {self.slots} slots with merges {list(self.merges)} cannot be: {reason}")
 
+    @classmethod
+    def of(cls, attention: Attention, **settings) -> "Telescoping":
+        """The same heads, positions, scale and biases with such a cache in place of the window."""
+        if attention.d_conv:
+            raise CheckpointError("telescoping: there is none for attention with a convolution")
+        shared = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(attention)}
+        return cls(**{**{name: getattr(attention, name) for name in shared}, **settings})
+
     @property
     def table(self) -> Table:
         return Table(self.slots, tuple(self.merges))

@@ -3,7 +3,7 @@
 B batch  L tokens  D width  V rows of the vocabulary (padding included)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,15 @@ class LanguageModel(nn.Module):
     def matrices(self) -> dict[str, Matrix]:
         """The layers that hold a matrix, by the name of their weight: embedding and head, and all linear ones."""
         return {f"{name}.weight": module for name, module in self.named_modules() if isinstance(module, Matrix)}
+
+    def take(self, weights: Mapping[str, Tensor | Packed]) -> None:
+        """Have these weights in place of those of the same names, without copying them; all are floats, or packed matrices."""
+        matrices = self.matrices()
+        packed = {name: weight for name, weight in weights.items() if isinstance(weight, Packed)}
+        for name, weight in packed.items():
+            matrices[name].hold(weight)
+        floats = {name: weight.detach() for name, weight in weights.items() if name not in packed}
+        self.load_state_dict(floats, strict=False, assign=True)
 
     def sublayers(self) -> Iterator[Sublayer]:
         """All sublayers in the order of execution, which is the order of `State.memories`."""

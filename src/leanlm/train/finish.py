@@ -74,8 +74,5 @@ def gathered(module: LanguageModel, processes: Processes, dtype: torch.dtype) ->
         return None
     with torch.device("meta"):
         whole = LanguageModel(module.config)
-    matrices = whole.matrices()
-    for name in [name for name, weight in weights.items() if isinstance(weight, Packed)]:
-        matrices[name].hold(weights.pop(name))
-    whole.load_state_dict(weights, strict=False, assign=True)
+    whole.take(weights)
     return whole

@@ -1,0 +1,1 @@
+"""One model made into another of a different kind, to be trained on from there."""
