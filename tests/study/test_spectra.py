@@ -8,7 +8,7 @@ import pytest
 
 import tiny_runs
 from leanlm.errors import UsageError
-from leanlm.study import spectra, spectra_charts
+from leanlm.study import experiment, spectra, spectra_charts
 from leanlm.study.spectra import BOTH, BUDGETS, FLOAT, TERNARY, Budget, Run
 from leanlm.train import origin, start
 
@@ -50,7 +50,7 @@ def test_schedules_of_the_ablation(shards):
 @pytest.mark.slow
 def test_an_interrupted_study_comes_to_the_same(shards, tmp_path, monkeypatch):
     whole = spectra.study(TINY, tmp_path / "whole", *shards)
-    done, train = [], spectra.train
+    done, train = [], experiment.train
 
     def interrupted(recipe, folder, report):
         if len(done) == 4:
@@ -58,10 +58,10 @@ def test_an_interrupted_study_comes_to_the_same(shards, tmp_path, monkeypatch):
         done.append(recipe.name)
         return train(recipe, folder, report)
 
-    monkeypatch.setattr(spectra, "train", interrupted)
+    monkeypatch.setattr(experiment, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         spectra.study(TINY, tmp_path / "cut", *shards)
-    monkeypatch.setattr(spectra, "train", lambda recipe, *rest: done.append(recipe.name) or train(recipe, *rest))
+    monkeypatch.setattr(experiment, "train", lambda recipe, *rest: done.append(recipe.name) or train(recipe, *rest))
     assert spectra.study(TINY, tmp_path / "cut", *shards) == whole
     assert len(done) == len(set(done)) == 9
     assert json.loads((tmp_path / "cut" / "results.json").read_text()) == whole

@@ -1,4 +1,4 @@
-"""leanlm study spectra: the comparisons that take hours, resumable."""
+"""leanlm study spectra|avengers: the comparisons that take hours, resumable."""
 
 import json
 from dataclasses import dataclass
@@ -7,18 +7,24 @@ from typing import Literal
 
 import tyro
 
+from leanlm.cli import sizes
+from leanlm.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Command:
-    """FloatLM and TriLM twins at three sizes: the loss gap against size, and TriLM's schedule taken apart. The same command
-    goes on where it was interrupted."""
+    """Train twins and compare them; the same command goes on where it was interrupted.
 
-    name: tyro.conf.Positional[Literal["spectra"]]
+    spectra: FloatLM and TriLM at three sizes, the loss gap against size, and TriLM's schedule taken apart. avengers: Llama-3,
+    a Mamba-2 hybrid and telescoping Llamas with 64 and 128 slots."""
+
+    name: tyro.conf.Positional[Literal["spectra", "avengers"]]
     """Which study."""
-    budget: Literal["smoke", "night", "gpu"] = "night"
-    """smoke: minutes, to see that it runs; night: a night of two cores; gpu: twins of 99M to 390M, on --data."""
-    out: Path = Path("runs/spectra")
-    """The study's folder: a run's folder each, results.json, gap.svg, ablation.svg."""
+    budget: Literal["smoke", "evening", "night", "gpu"] = "night"
+    """smoke: minutes, to see that it runs; evening (avengers), night: hours of two cores; gpu (spectra): twins of 99M to 390M,
+    on --data."""
+    out: Path | None = None
+    """The study's folder, by default runs/NAME: a run's folder each, results.json, and for spectra gap.svg, ablation.svg."""
     data: Path | None = None
     """Shards to learn from; by default the Python standard library (needed for gpu)."""
     held: Path | None = None
@@ -28,18 +34,35 @@ class Command:
 
 
 def run(command: Command) -> None:
-    from leanlm.cli.progress import Line
-    from leanlm.study import spectra
+    import importlib
 
-    found = spectra.study(spectra.BUDGETS[command.budget], command.out, command.data, command.held, Line())
+    from leanlm.cli.progress import Line
+
+    study = importlib.import_module(f"leanlm.study.{command.name}")
+    if command.budget not in study.BUDGETS:
+        raise UsageError(f"--budget {command.budget}: {command.name} has {', '.join(study.BUDGETS)}")
+    out = command.out or Path("runs") / command.name
+    found = study.study(study.BUDGETS[command.budget], out, command.data, command.held, Line())
     if command.json:
         print(json.dumps(found, indent=2))
-        return
+    elif command.name == "spectra":
+        show_spectra(found, out)
+    else:
+        show_avengers(found)
+
+
+def show_spectra(found: dict, out: Path) -> None:
     for row in found["sizes"]:
         print(f"{row['size']:>6}  float {shown(row['float'])}  ternary {shown(row['ternary'])}  gap {shown(row['gap'])}")
     for row in found["schedules"]:
         print(f"{row['schedule']:>25}  {shown(row)}")
-    print(f"charts: {command.out / 'gap.svg'}, {command.out / 'ablation.svg'}")
+    print(f"charts: {out / 'gap.svg'}, {out / 'ablation.svg'}")
+
+
+def show_avengers(rows: list[dict]) -> None:
+    for row in rows:
+        about = f"{sizes.count(row['parameters']):>6} parameters, state {sizes.size(row['state_bytes'])}"
+        print(f"{row['model']:>8}  {shown(row['bits_per_byte'])} bits/byte  {about}")
 
 
 def shown(mean: dict) -> str:

@@ -6,22 +6,15 @@ order of the data; a gap is the mean over seeds of the difference between twins,
 
 import dataclasses
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanlm import families
-from leanlm.checkpoint.aside import replacing
-from leanlm.errors import UsageError
-from leanlm.model import cost, flops
+from leanlm.study import experiment
+from leanlm.study.experiment import Corpus, Tell, mean, write
 from leanlm.study.spectra_charts import ablation_chart, gap_chart
-from leanlm.train import origin, start
 from leanlm.train import recipe as recipes
-from leanlm.train.loop import train
 from leanlm.train.recipe import Recipe
-from leanlm.train.report import Report
 
 FLOAT, TERNARY = "floatlm", "trilm"
 BOTH = "both changes"
@@ -76,7 +69,7 @@ def study(
     folder: Path,
     data: Path | None = None,
     held: Path | None = None,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Tell = lambda _: None,
 ) -> dict:
     """Do what is not done yet of the study in `folder`; returns its results and writes them as results.json, gap.svg and
     ablation.svg, after every run.
@@ -84,23 +77,21 @@ def study(
     `data` and `held` are folders of shards; without them the twins' own text is used. `report` is told what the runs tell. A
     stop by Ctrl-C raises KeyboardInterrupt once the run at work has saved.
     """
-    note = lambda text: report(Report(0, budget.steps, note=text))  # noqa: E731
-    corpus = _corpus(budget, folder, data, held, note)
-    planned = list(runs(budget))
-    for number, run in enumerate(planned, 1):
-        where = folder / run.name
-        if not (where / "result.json").is_file():
-            note(f"{number} of {len(planned)}: {run.name}")
-            result = _result(run, recipe_of(run, budget, corpus), where, report)
-            _write(where, "result.json", json.dumps(result, indent=2))
-        summary = summarise(_done(budget, folder), budget)
-        _write(folder, "results.json", json.dumps(summary, indent=2))
-        _write(folder, "gap.svg", gap_chart(summary))
-        _write(folder, "ablation.svg", ablation_chart(summary))
-    return summary
+    recipe = recipes.read(recipes.path_of(FLOAT + budget.twins), (), budget.sizes[0])
+    corpus = experiment.corpus(recipe, folder, data, held, report)
+    planned = {run.name: (dataclasses.asdict(run), recipe_of(run, budget, corpus)) for run in runs(budget)}
+
+    def after(results: list[dict]) -> None:
+        summary = summarise(results, budget)
+        write(folder, "results.json", json.dumps(summary, indent=2))
+        write(folder, "gap.svg", gap_chart(summary))
+        write(folder, "ablation.svg", ablation_chart(summary))
+
+    experiment.run_all(planned, folder, report, after)
+    return json.loads((folder / "results.json").read_text())
 
 
-def recipe_of(run: Run, budget: Budget, corpus: tuple[Path, Path]) -> Recipe:
+def recipe_of(run: Run, budget: Budget, corpus: Corpus) -> Recipe:
     """The twins' own recipe with the budget's steps, the shared corpus, and the schedule of the variant."""
     recipe = recipes.read(recipes.path_of(run.family + budget.twins), (), run.size)
     changes = tuple(c for c in recipe.schedule.changes if _has(run.variant, c))
@@ -122,46 +113,6 @@ def _has(variant: str, change: recipes.Change) -> bool:
     return {"lr change only": change.weight_decay is None, "weight decay change only": change.lr is None}.get(variant, True)
 
 
-def _corpus(
-    budget: Budget, folder: Path, data: Path | None, held: Path | None, note: Callable[[str], None]
-) -> tuple[Path, Path]:
-    """Shards to learn from and held-out ones, the same for all runs."""
-    if (data is None) != (held is None):
-        raise UsageError("--data and --held go together: folders of shards to learn from, and of held-out ones")
-    if data is not None:
-        return data, held
-    recipe = recipes.read(recipes.path_of(FLOAT + budget.twins), (), budget.sizes[0])
-    if not recipe.data.source:
-        raise UsageError("this budget trains on shards of yours: --data FOLDER --held FOLDER")
-    own = folder / "corpus"
-    if not (own / "recipe.toml").is_file():
-        own.mkdir(parents=True, exist_ok=True)
-        start.material(recipe, own, origin.fresh(recipe), note)
-        recipes.write(recipe, own / "recipe.toml")
-    return own / "data", own / "held"
-
-
-def _result(run: Run, recipe: Recipe, where: Path, report: Callable[[Report], None]) -> dict:
-    """Train, or go on; what the finished model, as written, makes of all held-out text."""
-    told: list[Report] = []
-    train(recipe, where, lambda one: (told.append(one), report(one)))
-    config = families.get(recipe.model.family).to_config(recipe.model.config)
-    tokens = recipe.steps * recipe.schedule.batch * recipe.data.length
-    return {
-        **dataclasses.asdict(run),
-        "parameters": cost.parameters(config),
-        "tokens": tokens,
-        "flops": flops.training(config, recipe.data.length) * tokens,
-        "loss": told[-1].validation,
-        "bits_per_byte": told[-1].bits_per_byte,
-    }
-
-
-def _done(budget: Budget, folder: Path) -> list[dict]:
-    files = [folder / run.name / "result.json" for run in runs(budget)]
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
-
-
 def summarise(results: list[dict], budget: Budget) -> dict:
     """Mean and standard error over seeds: losses and gaps by size, losses by schedule; an error is None with one seed."""
     by = {(r["family"], r["size"], r["variant"], r["seed"]): r for r in results}
@@ -176,20 +127,10 @@ def summarise(results: list[dict], budget: Budget) -> dict:
         ternary = [by[TERNARY, size, BOTH, s] for s in seeds]
         gaps = [t["loss"] - f["loss"] for t, f in zip(ternary, floats)]
         parameters = floats[0]["parameters"]
-        losses = {"float": _mean([f["loss"] for f in floats]), "ternary": _mean([t["loss"] for t in ternary])}
-        sizes.append({"size": size, "parameters": parameters, **losses, "gap": _mean(gaps)})
+        losses = {"float": mean([f["loss"] for f in floats]), "ternary": mean([t["loss"] for t in ternary])}
+        sizes.append({"size": size, "parameters": parameters, **losses, "gap": mean(gaps)})
     for variant in (BOTH, *ABLATIONS):
         losses = [r["loss"] for r in results if (r["family"], r["size"], r["variant"]) == (TERNARY, budget.sizes[1], variant)]
         if losses:
-            schedules.append({"schedule": variant, **_mean(losses)})
+            schedules.append({"schedule": variant, **mean(losses)})
     return {"sizes": sizes, "schedules": schedules, "runs": results}
-
-
-def _mean(values: list[float]) -> dict:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "error": error, "seeds": len(values)}
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    with replacing(folder) as aside:
-        aside(name).write_text(text, encoding="utf-8")

@@ -1,0 +1,91 @@
+"""What studies have in common: one text for all runs, runs skipped when done and gone on with when not, means with errors."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from leanlm.api import load
+from leanlm.checkpoint.aside import replacing
+from leanlm.data.shards import Shards
+from leanlm.errors import UsageError
+from leanlm.evaluate import loss
+from leanlm.evaluate.loss import Loss
+from leanlm.model import cost, flops
+from leanlm.model.language_model import LanguageModel
+from leanlm.train import origin, start
+from leanlm.train import recipe as recipes
+from leanlm.train.loop import train
+from leanlm.train.recipe import Recipe
+from leanlm.train.report import Report
+
+Tell = Callable[[Report], None]
+Corpus = tuple[Path, Path]  # shards to learn from and held-out ones
+Planned = Mapping[str, tuple[dict, Recipe]]  # a run's name -> what tells it from others, its recipe
+
+
+def corpus(recipe: Recipe, folder: Path, data: Path | None, held: Path | None, report: Tell) -> Corpus:
+    """The folders given, or shards made in `folder` of the text that `recipe` reads. Raises UsageError where there is none."""
+    if (data is None) != (held is None):
+        raise UsageError("--data and --held go together: folders of shards to learn from, and of held-out ones")
+    if data is not None:
+        return data, held
+    if not recipe.data.source:
+        raise UsageError("this budget trains on shards of yours: --data FOLDER --held FOLDER")
+    own = folder / "corpus"
+    if not (own / "recipe.toml").is_file():
+        own.mkdir(parents=True, exist_ok=True)
+        start.material(recipe, own, origin.fresh(recipe), lambda text: report(Report(0, recipe.steps, note=text)))
+        recipes.write(recipe, own / "recipe.toml")
+    return own / "data", own / "held"
+
+
+def run_all(planned: Planned, folder: Path, report: Tell, after: Callable[[list[dict]], None]) -> None:
+    """Train all that is planned and store the results; `after` every run, finished now or before, is told those there are.
+    Ctrl-C raises KeyboardInterrupt once the run at work has saved."""
+    results = []
+    for number, (name, (labels, recipe)) in enumerate(planned.items(), 1):
+        where = folder / name
+        if not (where / "result.json").is_file():
+            report(Report(0, recipe.steps, note=f"{number} of {len(planned)}: {name}"))
+            found = labels | result(recipe, where, report)
+            write(where, "result.json", json.dumps(found, indent=2))
+        results.append(json.loads((where / "result.json").read_text()))
+        after(results)
+
+
+def result(recipe: Recipe, where: Path, report: Tell) -> dict:
+    """Train, or go on; what the finished model, as written, makes of all held-out text."""
+    train(recipe, where, report)
+    model = load(where / "model")
+    held = in_windows(model.module, Shards(recipe.data.held), recipe.data.length)
+    tokens = recipe.steps * recipe.schedule.batch * recipe.data.length
+    return {
+        "parameters": cost.parameters(model.config),
+        "tokens": tokens,
+        "flops": flops.training(model.config, recipe.data.length) * tokens,
+        "loss": held.per_token,
+        "bits_per_byte": held.bits_per_byte,
+    }
+
+
+def in_windows(module: LanguageModel, held: Shards, length: int) -> Loss:
+    """Loss over documents cut into windows of `length` tokens, each read from an empty state: no model is asked for more than
+    it was trained on."""
+    start_id = int(held.document(0)[-1])
+    texts = [held.document(n)[:-1].tolist() for n in range(len(held.bytes))]
+    windows = [(text[at : at + length], 0) for text in texts for at in range(0, len(text), length)]
+    found = loss.measure(module, windows, start_id)
+    return Loss(found.nats, found.tokens, int(held.bytes.sum()))
+
+
+def mean(values: list[float]) -> dict:
+    """With its standard error, None for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "error": error, "seeds": len(values)}
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    with replacing(folder) as aside:
+        aside(name).write_text(text, encoding="utf-8")
