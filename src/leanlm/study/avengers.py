@@ -1,4 +1,4 @@
-"""The Avengers' three answers to the growing cache, in small: Llama-3, a Mamba-2 hybrid, telescoping Llamas of 64 and 128 slots.
+"""The Avengers' three answers to the growing cache, in small: Llama-3, a Mamba-2 hybrid, telescoping Llamas (64, 128 slots).
 
 All are trained on equally many tokens of texts longer than a cache reaches. Seeds vary weights and the order of the data.
 """
