@@ -117,7 +117,7 @@ def test_tables_that_cannot_be(slots, merges, says):
 
 def test_positions_begin_again_with_every_document():
     segments = torch.tensor([[0, 0, 1, 1, 1, 2], [1, 1, 1, 2, 2, 2]])
-    at, read = telescoping.positions(torch.tensor([7, 3]), 6, segments)
+    at, read = telescoping.positions([7, 3], 6, segments)
     assert at.tolist() == [[7, 8, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2]] and read.tolist() == [1, 3]
-    at, read = telescoping.positions(torch.tensor([7, 0]), 2, None)
+    at, read = telescoping.positions([7, 0], 2, None)
     assert at.tolist() == [[7, 8], [0, 1]] and read.tolist() == [9, 2]

@@ -51,7 +51,7 @@ TRITS = {
 TELESCOPE = {
     "weight_v": None,
     "cache": Cache(*(torch.zeros(2, 4, 2, 3).double() for _ in range(2)), torch.full((2, 4, 2), -torch.inf).double(), None),
-    "read": torch.zeros(2, dtype=torch.int64),
+    "read": [0, 0],
     "reading": Reading(Table(4, (2, 3)), 0.4, norm_k=torch.ones(3).double()),
 }
 

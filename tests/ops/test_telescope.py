@@ -46,7 +46,7 @@ def calls(draw):
     segments = None
     if draw(FLAG):
         segments = (torch.rand(B, L, generator=generator) < 0.05).long().cumsum(1)
-    return q, *tokens(B, L), cache, torch.tensor(before), segments, reading
+    return q, *tokens(B, L), cache, before, segments, reading
 
 
 def empty(batch: int, table: Table, G: int, P: int, Q: int, apart: bool) -> Cache:
@@ -61,7 +61,7 @@ def made(new, table: Table, reading: Reading) -> Cache:
     k, v, _, weight_v = new
     nothing = empty(len(k), table, k.shape[2], k.shape[3], v.shape[3], weight_v is not None)
     q = torch.zeros(*k.shape[:2], k.shape[2], k.shape[3])
-    return reference.telescope(q, *new, nothing, torch.zeros(len(k), dtype=torch.int64), None, reading)[1]
+    return reference.telescope(q, *new, nothing, [0] * len(k), None, reading)[1]
 
 
 def run(implementation, arguments):
@@ -102,7 +102,7 @@ def test_other_dtypes(dtype):
     weights, q = torch.randn(2, 90, 2, dtype=torch.promote_types(dtype, torch.float32)), torch.randn(2, 90, 4, 4, dtype=dtype)
     reading = Reading(Table(8, (2, 4, 6)), 0.5)
     cache = Cache(*(None if t is None else t.to(weights.dtype) for t in empty(2, reading.table, 2, 4, 4, False)))
-    arguments = q, k, v, weights, None, cache, torch.zeros(2, dtype=torch.int64), None, reading
+    arguments = q, k, v, weights, None, cache, [0, 0], None, reading
     found, wanted = merging.telescope(*arguments), reference.telescope(*arguments)
     assert found[0].dtype == dtype and found[1].k.dtype == weights.dtype
     torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-2)

@@ -11,6 +11,7 @@ from leanlm import families
 from leanlm.model import cost, rotary, ternary
 from leanlm.model.config import ModelConfig
 from leanlm.model.language_model import LanguageModel
+from leanlm.ops import merging
 from leanlm.train import footprint
 from leanlm.train.loss import Objective
 from leanlm.train.parallel import prepare_layers
@@ -24,7 +25,13 @@ LLAMA = {
 }  # fmt: skip
 MAMBA2 = {"d_model": 192, "n_layer": 4, "vocab_size": 1024, "ssm_cfg": {"layer": "Mamba2", "d_state": 64, "headdim": 64}}
 MAMBA1 = {"d_model": 64, "n_layer": 1, "vocab_size": 512, "ssm_cfg": {}}
-MODELS = {"llama": ("hf_llama", LLAMA), "mamba2": ("mamba_ssm", MAMBA2), "mamba1": ("mamba_ssm", MAMBA1)}
+TELESCOPING = {**LLAMA, "model_type": "telescoping_llama", "telescoping": {"cache": "32"}}
+MODELS = {
+    "llama": ("hf_llama", LLAMA),
+    "telescoping": ("hf_llama", TELESCOPING),
+    "mamba2": ("mamba_ssm", MAMBA2),
+    "mamba1": ("mamba_ssm", MAMBA1),
+}
 
 
 def config_of(name: str) -> ModelConfig:
@@ -63,7 +70,7 @@ def one_step(config: ModelConfig, compute: Compute, scales: int = 0):
 
 @pytest.mark.parametrize("scales", [0, 1])
 @pytest.mark.parametrize("checkpointed", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["llama", "mamba2", pytest.param("mamba1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "telescoping", "mamba2", pytest.param("mamba1", marks=pytest.mark.slow)])
 def test_activations_are_what_the_allocator_gives(name, checkpointed, scales, tmp_path):
     config, compute = config_of(name), Compute(checkpoint_blocks=checkpointed)
     before, most = allocated(one_step(config, compute, scales), tmp_path / "trace.json")
@@ -94,14 +101,15 @@ def test_activations_grow_with_windows():
     assert 3 * one < four <= 4 * one
 
 
-def test_observing_leaves_nothing_fake_behind():
-    rotary.frequencies.cache_clear()
-    footprint._observed.cache_clear()
-    config = config_of("llama")
+@pytest.mark.parametrize("name", ["llama", "telescoping"])
+def test_observing_leaves_nothing_fake_behind(name):
+    for remembered in (rotary.frequencies, merging.on, footprint._observed):
+        remembered.cache_clear()
+    config = config_of(name)
     footprint.of_layers(config, 1, 16, Compute())
     module = LanguageModel(config)
     module.reset()
-    assert module(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
+    assert module(torch.zeros(1, 16, dtype=torch.int64)).isfinite().all()
 
 
 def test_observing_counts_the_largest_moment():

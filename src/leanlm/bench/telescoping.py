@@ -34,11 +34,11 @@ class Text:
         self.reading = Reading(table, width**-0.5, None, *norms)
         empty = torch.full((1, table.size, shared), -math.inf)
         self.cache = Cache(*(torch.zeros(1, table.size, shared, width) for _ in range(2)), empty, None)
-        self.read, self.back = torch.zeros(1, dtype=torch.int64), torch.randn(1, length, heads, width)
+        self.back = torch.randn(1, length, heads, width)
 
     def telescoping(self) -> Tensor:
         new = self.q, self.k, self.v, self.weights, None
-        return merging.telescope(*new, self.cache, self.read, None, self.reading)[0]
+        return merging.telescope(*new, self.cache, [0], None, self.reading)[0]
 
     def full(self) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (self.q, self.k, self.v))

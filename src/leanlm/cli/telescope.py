@@ -26,9 +26,9 @@ class Command:
     """A published cache (32, 64, 128, 128-even, 128-long, 256, 512), or with --merges the number of slots."""
     merges: tuple[int, ...] = ()
     """The slots in which entries are merged, level by level."""
-    merge: Literal["l2", "self_score", "learned", "mean", "sqrt2"] = "l2"
-    """How tokens weigh in what is merged. l2 and self_score start nearest to the original and have no weights of their own;
-    learned starts as the plain mean."""
+    merge: Literal["self_score", "l2", "learned", "mean", "sqrt2"] = "self_score"
+    """How tokens weigh in what is merged. self_score started nearest to the original where we measured it; like l2 it has no
+    weights of its own. learned starts as the plain mean."""
     full: tuple[int, ...] = ()
     """Layers whose attention goes on seeing all tokens."""
     held_out: str | None = None

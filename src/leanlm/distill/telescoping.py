@@ -1,7 +1,7 @@
 """Attention made to look at a telescoping cache: the model's own weights, to be fine-tuned from there.
 
 Entries are read without norms, empty slots are masked and scores not capped, so up to the first merge the model computes what
-it did. What is merged is weighed by the rule: "l2" and "self_score" need no weights; those of "learned" begin at zero, which
+it did. What is merged is weighed by the rule: "self_score" and "l2" need no weights; those of "learned" begin at zero, which
 makes an entry the plain mean of its tokens.
 """
 
@@ -19,7 +19,7 @@ from leanlm.slots import Table
 FAMILIES = {"fms_llama": "telescoping"}  # of a model so made, where it is another one
 
 
-def telescoped(model: Model, table: Table, rule: str = "l2", full: Collection[int] = ()) -> Model:
+def telescoped(model: Model, table: Table, rule: str = "self_score", full: Collection[int] = ()) -> Model:
     """The model with a telescoping cache in every layer of attention but those in `full`; it shares the weights given.
 
     Raises UsageError where there is nothing to change or `full` names a layer without attention; saving it raises

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from leanlm.errors import UsageError
 
 BITS = (2, 3, 4, 6, 8)
-NEVER = "dt_proj.weight"  # Mamba-1's step sizes stay float: small, and the scan's decays are exponential in them
+# What stays float: small, and exponentials are taken of it, for the decays of Mamba-1's scan and the weights of merged tokens.
+NEVER = ("dt_proj.weight", "weight_proj.weight")
 SCALE_BITS, START_BITS, ZERO_BITS, ORDER_BITS = 16, 32, 8, 32  # of one scale, region start, zero point, group number
 
 

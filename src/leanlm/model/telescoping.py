@@ -5,6 +5,7 @@ B batch  L tokens  H heads  G key/value heads  P and Q widths of a key and of a 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Telescoping(nn.Module):
 
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
         B, L, _ = x.shape
-        read = state["position"] - state["start"] if state else torch.zeros(B, dtype=torch.int64)  # of the current document
+        read = (state["position"] - state["start"]).tolist() if state else [0] * B  # of the current document
         at, begun = positions(read, L, segments)
         q, k = (p(x).unflatten(-1, (-1, self.config.head_dim)) for p in (self.q_proj, self.k_proj))
         v = k if self.v_proj is None else self.v_proj(x).unflatten(-1, (-1, self.config.v_head_dim))
@@ -108,14 +109,15 @@ class Telescoping(nn.Module):
                 nn.init.ones_(norm)
 
 
-def positions(read: Tensor, length: int, segments: Tensor | None) -> tuple[Tensor, Tensor]:
+def positions(read: Sequence[int], length: int, segments: Tensor | None) -> tuple[Tensor, Tensor]:
     """The position of every token in its document [B, L], and how many tokens of the last document were read [B]; the first
     `read` [B] of document 0 before."""
-    at = read[:, None] + torch.arange(length)
+    before = torch.tensor(read)[:, None]
+    at = before + torch.arange(length)
     if segments is None:
         return at, at[:, -1] + 1
     segments = segments.cpu()
-    before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
-    began = torch.where(segments != before, torch.arange(length), -read[:, None]).cummax(1).values
+    earlier = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
+    began = torch.where(segments != earlier, torch.arange(length), -before).cummax(1).values
     at = torch.arange(length) - began
     return at, at[:, -1] + 1

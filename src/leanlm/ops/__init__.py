@@ -7,6 +7,8 @@ States come in and go out in at least float32; outputs have the dtype of the fir
 computed in at least float32 under autocast too.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -119,14 +121,14 @@ def telescope(
     weight_k: Tensor,
     weight_v: Tensor | None,
     cache: Cache,
-    read: Tensor,
+    read: Sequence[int],
     segments: Tensor | None,
     reading: Reading,
 ) -> tuple[Tensor, Cache]:
     """Attention of q [B, L, H, P] over a cache of constant size, whose entries are k [B, L, G, P] and v [B, L, G, Q] of single
     tokens and, of older ones, their means, weighted by the softmax of weight_k and weight_v [B, L, G] (None: weight_k).
 
-    `cache` is what was made of the `read` [B] (on the CPU) tokens of each text's document before. Where slot `merge_slot(t)`
+    `cache` is what was made of the tokens of each text's document before, `read` [B] of them. Where slot `merge_slot(t)`
     takes two entries of token t's cache, `reading` says how, and how the slots are looked at. Returns y [B, L, H, Q] and the
     cache after the last token, in at least float32.
     """

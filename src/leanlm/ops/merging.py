@@ -61,12 +61,12 @@ def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading):
     return y, Cache(*(None if t is None else picked(t, plan.slots) for t in bank))
 
 
-def documents(read: Tensor, length: int, segments: Tensor | None) -> tuple[slots.Documents, ...]:
+def documents(read: Sequence[int], length: int, segments: Tensor | None) -> tuple[slots.Documents, ...]:
     """Of every text, or of one that stands for all: see `slots.Documents`."""
     if segments is None:
-        found = [((number, length),) for number in read.tolist()]
+        found = [((number, length),) for number in read]
     else:
-        found = [_documents(number, row) for number, row in zip(read.tolist(), segments.tolist())]
+        found = [_documents(number, row) for number, row in zip(read, segments.tolist())]
     return tuple(found) if len(set(found)) > 1 else (found[0],)
 
 
@@ -192,10 +192,10 @@ def weighed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, reading: Reading) -> 
     return torch.softmax(scores + bias, -1) @ v
 
 
-def appended(cache: Cache, new: Cache, read: Tensor, reading: Reading) -> Cache:
+def appended(cache: Cache, new: Cache, read: Sequence[int], reading: Reading) -> Cache:
     """The cache after one token [B, 1, ...] more of texts of which `read` [B] tokens were read."""
     size = reading.table.size
-    into = torch.tensor([slots.merge_slot(reading.table, t) if t else size for t in read.tolist()], device=cache.k.device)
+    into = torch.tensor([slots.merge_slot(reading.table, t) if t else size for t in read], device=cache.k.device)
     slot = torch.arange(size, device=cache.k.device)
     source = slot - ((slot > 0) & (slot < into[:, None])).long()  # [B, C]
     at, rows = into.clamp(max=size - 1), torch.arange(len(read), device=cache.k.device)

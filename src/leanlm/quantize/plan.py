@@ -28,7 +28,7 @@ def make(
 ) -> Plan:
     """The plan for matrices of these shapes [R, n] by name.
 
-    `scheme` (a format or a preset) goes to every matrix inside the layers but Mamba-1's dt_proj; `embedding` and `head` to
+    `scheme` (a format or a preset) goes to every matrix inside the layers but `NEVER`; `embedding` and `head` to
     those two, which otherwise stay as they are. `overrides` are PATTERN=FORMAT, the last that fits a name counts; a pattern
     is a name with * and ?, ".weight" may be left out. Raises UsageError for what cannot be meant or does not fit a matrix.
     """

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from leanlm.model import cost, ternary
-from leanlm.model.config import Mamba1, Mixer, ModelConfig
+from leanlm.model.config import Mamba1, Mixer, ModelConfig, Telescoping
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.rotary import frequencies
+from leanlm.ops import merging
 from leanlm.train.loss import PART
 from leanlm.train.parallel import recomputed
 from leanlm.train.precision import autocast
@@ -107,6 +108,8 @@ def _observed(config: ModelConfig, mixer: Mixer, windows: int, length: int, dtyp
     """`observe` for a sublayer of the model."""
     if getattr(mixer, "rope", None):
         frequencies(mixer.rope, CPU)  # they are remembered, and must not be fake ones
+    if isinstance(mixer, Telescoping):
+        merging.on(CPU, mixer.table, (((0, length),),))  # and so are plans
     with FakeTensorMode(allow_non_fake_inputs=True):
         module = LanguageModel(dataclasses.replace(config, layers=((mixer,),)))
         if scales:
