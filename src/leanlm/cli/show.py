@@ -64,16 +64,20 @@ def run(command: Command) -> None:
     if command.svg:
         raise UsageError("--svg draws a cache: give --cache too")
     entry = catalog.resolve(command.model)
+    folder = on_disk(command, entry)
+    found = of_folder(folder, entry) if folder else of_entry(entry)
+    found = {"name": entry.name if entry else command.model, **found}
+    print(json.dumps(found, indent=2) if command.json else text(found))
+
+
+def on_disk(command: Command, entry: catalog.Entry | None) -> Path | None:
+    """The model's folder; None where it is known by name alone."""
     try:
-        folder = locate.resolve(command.model, revision=command.revision, offline=True)
+        return locate.resolve(command.model, revision=command.revision, offline=True)
     except NotFound:
         if entry is None or command.revision:
             raise
-        found = of_entry(entry)
-    else:
-        found = of_folder(folder, entry)
-    found = {"name": entry.name if entry else command.model, **found}
-    print(json.dumps(found, indent=2) if command.json else text(found))
+        return None
 
 
 def show_cache(command: Command) -> None:
@@ -95,11 +99,8 @@ def show_cache(command: Command) -> None:
 def config_of(command: Command) -> ModelConfig:
     """What the model is, from its config.json alone, or from the catalogue."""
     entry = catalog.resolve(command.model)
-    try:
-        folder = locate.resolve(command.model, revision=command.revision, offline=True)
-    except NotFound:
-        if entry is None or command.revision:
-            raise
+    folder = on_disk(command, entry)
+    if folder is None:
         return entry.model
     raw = read_config(folder)
     return translated(families.find(raw), raw, {})
