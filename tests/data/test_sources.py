@@ -4,7 +4,7 @@ import pytest
 
 from leanlm.data import sources
 from leanlm.data.vocabulary import train_bpe
-from leanlm.errors import NotFound
+from leanlm.errors import NotFound, UsageError
 
 
 def test_the_standard_library_without_its_tests():
@@ -31,6 +31,12 @@ def test_absent_and_empty_sources(tmp_path):
         list(sources.read(str(tmp_path / "nowhere")))
     with pytest.raises(NotFound, match="no readable"):
         list(sources.read(str(tmp_path)))
+
+
+def test_a_file_in_another_encoding(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("na\u00efve".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin.txt: is not UTF-8 text \(byte 2\)"):
+        list(sources.read(str(tmp_path / "latin.txt")))
 
 
 def test_bpe_is_lossless():

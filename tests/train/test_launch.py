@@ -32,6 +32,10 @@ def test_torchrun_reads_what_was_meant(nodes):
 def test_impossible_jobs():
     with pytest.raises(UsageError, match="--gpus 0"):
         Job("x", (), 1, 0)
+    for limit in ("90", "24:00:00", "2-12", "1-00:30:00"):
+        Job("x", (), time=limit)
+    with pytest.raises(UsageError, match="--time tomorrow"):
+        Job("x", (), time="tomorrow")
 
 
 @pytest.fixture
@@ -68,7 +72,8 @@ def test_a_job_that_ends_is_not_queued_again(slurm):
 
 def test_a_warned_job_saves_before_it_queues_again(slurm):
     job = started(slurm, 300)
-    while not ((slurm / "log").is_file() and "torchrun" in (slurm / "log").read_text()):
+    said = slurm / "log", slurm / "task"
+    while not (all(file.is_file() for file in said) and "torchrun" in said[0].read_text() and said[1].read_text().strip()):
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     job.wait(20)

@@ -1,6 +1,7 @@
 """What a run starts from: the same weights wherever parts go, and data that fits the model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ def test_a_mixture_of_shards_is_trained_on(shards, tmp_path):
     train(shards, tmp_path / "run", reports.append)
     assert reports[-1].bits_per_byte and (tmp_path / "run" / "model" / "tokenizer.json").is_file()
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_something_must_be_left_to_learn_from(recipe, tmp_path):
+    names = [path.name for path in Path(recipe.data.source).iterdir()]
+    with pytest.raises(UsageError, match="names every document"):
+        train(changed(recipe, "data", held_out=names), tmp_path / "run")
 
 
 def test_shards_that_other_tokenizers_made_are_refused(shards, recipe, tmp_path):

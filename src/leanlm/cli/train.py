@@ -54,12 +54,14 @@ def run(command: Command) -> None:
     if command.find_lr:
         find_lr(command, settings, folder)
         return
-    print(f"{settings.name} in {folder}", file=sys.stderr)
-
     from leanlm.cli.progress import Line
+    from leanlm.train import processes
     from leanlm.train.loop import train
 
-    if (finished := train(settings, folder, Line())) is not None:
+    leader = processes.find().leader
+    if leader:
+        print(f"{settings.name} in {folder}", file=sys.stderr)
+    if (finished := train(settings, folder, Line())) is not None and leader:
         print(finished)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanlm.errors import NotFound
+from leanlm.errors import NotFound, UsageError
 
 STANDARD_LIBRARY = "python-library"
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
@@ -23,11 +23,15 @@ class Document:
 def read(source: str, suffix: str = ".py") -> Iterator[Document]:
     """The documents of a source in the order of their names: "python-library", a file, or a folder (files with `suffix`).
 
-    Files that are not UTF-8 are passed over. Raises NotFound where the source is absent or empty.
+    Files of a folder that are not UTF-8 are passed over. Raises NotFound where the source is absent or empty, UsageError for a
+    file that is not UTF-8.
     """
     root = Path(sysconfig.get_path("stdlib")) if source == STANDARD_LIBRARY else Path(source)
     if root.is_file():
-        yield Document(root.name, root.read_text(encoding="utf-8"))
+        try:
+            yield Document(root.name, root.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{root}: is not UTF-8 text (byte {error.start}); convert it first") from None
         return
     if not root.is_dir():
         raise NotFound(f"{root}: no such file or folder to read training text from")

@@ -1,5 +1,6 @@
 """The command that runs a recipe on many processes: torchrun by hand, or a Slurm batch script around it. Loads no torch."""
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from leanlm.errors import UsageError
 
 SAVING = 300  # seconds between the warning and the end, in which a run writes its checkpoint
 PORT = 29500
+TIME = re.compile(r"\d+(:\d\d(:\d\d)?)?|\d+-\d+(:\d\d(:\d\d)?)?")  # sbatch's forms
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Job:
         for field, value in (("--nodes", self.nodes), ("--gpus", self.gpus)):
             if value < 1:
                 raise UsageError(f"{field} {value}: it must be at least 1")
+        if not TIME.fullmatch(self.time):
+            raise UsageError(f"--time {self.time}: give minutes, hours:minutes:seconds or days-hours:minutes:seconds")
 
 
 def torchrun(job: Job, host: str = "HOST", restarts: int = 0) -> str:

@@ -115,6 +115,8 @@ def _documents(recipe: Recipe, note: Note) -> tuple[list[sources.Document], list
         if not kept:
             raise UsageError(f"data.held_out: {data.source} has no document named {min(absent)!r}")
         note(f"{len(absent)} held-out names are not in this source: {min(absent)} ...")
+    if not learned:
+        raise UsageError(f"data.held_out: names every document of {data.source}; none is left to learn from")
     size = sum(len(d.text.encode()) for d in learned)
     note(f"reading {len(learned)} documents, {size / 1e6:.1f} MB")
     return learned, kept
