@@ -48,7 +48,7 @@ def telescopes(draw, attention: Attention, value_is_key: bool = True, **settings
         attention,
         slots=slots,
         merges=tuple(sorted(draw(st.sets(st.integers(2, slots - 1), min_size=1, max_size=6)))),
-        rule=draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
+        merge=draw(st.sampled_from(("learned", "self_score", "l2", "mean", "sqrt2"))),
         entry_norm=draw(FLAG),
         entry_norm_eps=draw(EPSILONS),
         mask_empty=draw(FLAG),

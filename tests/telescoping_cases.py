@@ -36,7 +36,7 @@ def settings(meta: dict) -> dict:
     """Of the mixer's config, but for heads and widths."""
     return {
         **table(meta),
-        "rule": RULES.get(meta["weighting"]) or PLAIN[meta["merge"]],
+        "merge": RULES.get(meta["weighting"]) or PLAIN[meta["merge"]],
         "entry_norm": meta.get("kv_norm", meta.get("kv_norm_eps") is not None),
         "mask_empty": meta["mask_empty"],
         "softcap": meta.get("softcap"),
@@ -83,8 +83,7 @@ def model(path: Path) -> tuple[LanguageModel, dict[str, torch.Tensor], list]:
         "telescoping": {
             "slots": kinds["slots"],
             "merges": list(kinds["merges"]),
-            "merge": kinds["rule"],
-            **{key: kinds[key] for key in ("entry_norm", "mask_empty", "softcap")},
+            **{key: kinds[key] for key in ("merge", "entry_norm", "mask_empty", "softcap")},
         },
         "full_attention_layers": [i for i, kind in enumerate(meta["layer_kinds"]) if kind == "full"],
     }

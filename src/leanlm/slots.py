@@ -7,7 +7,6 @@ oldest last, the empty slots behind them.
 C slots  M merge levels  t index of a token in its document  l its index in a call
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -132,7 +131,6 @@ class Plan(NamedTuple):
 Documents = tuple[tuple[int, int], ...]
 
 
-@functools.lru_cache(maxsize=64)
 def plan(table: Table, texts: tuple[Documents, ...]) -> Plan:
     """For texts of equally many tokens; a single one of `texts` stands for all of a batch."""
     found = [[entries(table, max(read - 1, 0), read + count) for read, count in documents] for documents in texts]

@@ -43,6 +43,7 @@ def test_a_cache_as_json_and_svg(capsys, tmp_path):
         (["show", "rene", "--cache"], "no telescoping layer"),
         (["show", "avengers-tele64", "--cache", "--at", "0"], "after at least 1 token"),
         (["show", "avengers-tele64", "--svg", "x.svg"], "give --cache too"),
+        (["show", "avengers-tele64", "--at", "5"], "give --cache too"),
         (["telescope", "builtin", "OUT", "--cache", "65"], "choose from 32, 64"),
         (["telescope", "builtin", "OUT", "--cache", "20", "--merges", "5", "5"], "do not rise"),
         (["telescope", "builtin", "OUT", "--full", "0"], "layer 0 has no attention"),

@@ -70,6 +70,8 @@ def test_layers_that_stay_full():
         telescoped(original("rene"), TABLE, "l2", [1])
     with pytest.raises(UsageError, match="no layer of attention"):
         telescoped(original("rene"), TABLE, "l2", [2])
+    with pytest.raises(UsageError, match="3 have one already"):
+        telescoped(telescoped(original("hf_llama"), TABLE), TABLE)
 
 
 def test_few_bits_stay_few_bits():

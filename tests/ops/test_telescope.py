@@ -90,7 +90,7 @@ def test_memory_is_linear_in_the_length():
     """Rows of the bank and rows that the blocks look at, for each token."""
     for table in NAMED.values():
         for length in (2048, 8192):
-            plan = merging.on(torch.device("cpu"), table, (((0, length),),))
+            plan = merging.plan_on(torch.device("cpu"), table, (((0, length),),))
             assert plan.rows.shape[1] * plan.rows.shape[2] / length <= (table.size + 2 * BLOCK) / BLOCK
             assert sum(rows.shape[1] for rows in plan.older) < length
 
@@ -106,3 +106,22 @@ def test_other_dtypes(dtype):
     found, wanted = merging.telescope(*arguments), reference.telescope(*arguments)
     assert found[0].dtype == dtype and found[1].k.dtype == weights.dtype
     torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-2)
+
+
+def test_what_is_remembered_of_inference_can_be_trained_with():
+    generator = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 70, 1, 4, generator=generator) for _ in range(2))
+    weights, reading = torch.zeros(1, 70, 1), Reading(Table(7, (2, 4)), 0.5)
+    nothing = empty(1, reading.table, 1, 4, 4, False)
+    merging.plan_on.cache_clear()
+    with torch.inference_mode():
+        merging.telescope(k, k, v, weights, None, nothing, [0], None, reading)
+    q = k.clone().requires_grad_()
+    merging.telescope(q, k, v, weights, None, nothing, [0], None, reading)[0].sum().backward()
+    assert q.grad.abs().sum() > 0
+
+
+def test_no_texts():
+    q, k, reading = torch.zeros(0, 3, 2, 4), torch.zeros(0, 3, 1, 4), Reading(Table(7, (2, 4)), 0.5)
+    y, _ = merging.telescope(q, k, k, torch.zeros(0, 3, 1), None, empty(0, reading.table, 1, 4, 4, False), [], None, reading)
+    assert y.shape == (0, 3, 2, 4)

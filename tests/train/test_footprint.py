@@ -103,7 +103,7 @@ def test_activations_grow_with_windows():
 
 @pytest.mark.parametrize("name", ["llama", "telescoping"])
 def test_observing_leaves_nothing_fake_behind(name):
-    for remembered in (rotary.frequencies, merging.on, footprint._observed):
+    for remembered in (rotary.frequencies, merging.plan_on, footprint._observed):
         remembered.cache_clear()
     config = config_of(name)
     footprint.of_layers(config, 1, 16, Compute())

@@ -36,8 +36,8 @@ class Command:
     """Print JSON."""
     cache: bool = False
     """Show instead which tokens every slot of its telescoping cache covers."""
-    at: int = 1000
-    """With --cache: after so many tokens."""
+    at: int | None = None
+    """With --cache: after so many tokens, 1000 where none are given."""
     svg: Path | None = None
     """With --cache: draw it into this file too."""
 
@@ -61,8 +61,8 @@ def run(command: Command) -> None:
     if command.cache:
         show_cache(command)
         return
-    if command.svg:
-        raise UsageError("--svg draws a cache: give --cache too")
+    if command.svg or command.at is not None:
+        raise UsageError("--at and --svg are of a cache: give --cache too")
     entry = catalog.resolve(command.model)
     folder = on_disk(command, entry)
     found = of_folder(folder, entry) if folder else of_entry(entry)
@@ -81,19 +81,20 @@ def on_disk(command: Command, entry: catalog.Entry | None) -> Path | None:
 
 
 def show_cache(command: Command) -> None:
-    if command.at < 1:
-        raise UsageError(f"--at {command.at}: a cache is shown after at least 1 token")
+    read = 1000 if command.at is None else command.at
+    if read < 1:
+        raise UsageError(f"--at {read}: a cache is shown after at least 1 token")
     if command.svg and command.svg.exists():
         raise UsageError(f"{command.svg}: is there already; nothing is overwritten, give a new name")
     found = cache.tables(config_of(command))
-    if command.json:
-        told = {name: [run and list(run) for run in runs(table, command.at - 1)] for name, table in found.items()}
-        print(json.dumps({"tokens": command.at, "slots": told}, indent=2))
-    else:
-        print("\n\n".join(cache.text(name, table, command.at) for name, table in found.items()))
     if command.svg:
         name, table = next(iter(found.items()))
-        command.svg.write_text(cache.svg(name, table, command.at), encoding="utf-8")
+        command.svg.write_text(cache.svg(name, table, read), encoding="utf-8")
+    if command.json:
+        told = {name: [run and list(run) for run in runs(table, read - 1)] for name, table in found.items()}
+        print(json.dumps({"tokens": read, "slots": told}, indent=2))
+    else:
+        print("\n\n".join(cache.text(name, table, read) for name, table in found.items()))
 
 
 def config_of(command: Command) -> ModelConfig:

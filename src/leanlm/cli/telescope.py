@@ -32,7 +32,7 @@ class Command:
     full: tuple[int, ...] = ()
     """Layers whose attention goes on seeing all tokens."""
     held_out: str | None = None
-    """Text to measure bits per byte on before and after: a file, a folder, builtin (the default), or none."""
+    """Text to measure bits per byte on before and after, its first 300 kB: a file, a folder, builtin (the default), or none."""
     tokenizer: str | None = None
     """Folder, file or hub id of a tokenizer, where the model's own is missing."""
     revision: str | None = None
@@ -51,6 +51,7 @@ def run(command: Command) -> None:
     model = load(command.model, tokenizer=command.tokenizer, revision=command.revision, offline=command.offline)
     made = telescoped(model, table, command.merge, command.full)
     made.save(command.out)
+    print(f"written to {command.out}", flush=True)
     source = held_out(command, model)
     if source:
         documents = job.held_out_documents(model, source)
@@ -60,7 +61,6 @@ def run(command: Command) -> None:
         finally:
             progress("")
         print(f"bits per byte: {before:.4f} before, {after:.4f} with {table.size} slots")
-    print(f"written to {command.out}")
 
 
 def table_of(command: Command) -> Table:

@@ -170,7 +170,10 @@ def check_heads(heads: int | None, head_dim: int, inner: int, key: str) -> None:
 
 def layers_at(raw: Mapping, key: str, n_layers: int) -> frozenset[int]:
     """The layers that raw[key] lists; raises CheckpointError where the model has none of that number."""
-    at = frozenset(raw.get(key) or ())
+    listed = raw.get(key) or []
+    if not isinstance(listed, list | tuple) or not all(type(i) is int for i in listed):
+        raise CheckpointError(f"config.json: {key} = {listed!r} is no list of layers")
+    at = frozenset(listed)
     if beyond := [i for i in at if not 0 <= i < n_layers]:
         raise CheckpointError(f"config.json: {key} names layer {beyond[0]}, and the model has layers 0 to {n_layers - 1}")
     return at

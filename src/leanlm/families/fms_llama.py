@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 
+from leanlm.families import caches
 from leanlm.families.family import (
     Family,
     Rule,
@@ -26,6 +27,8 @@ def matches(raw: dict) -> bool:
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, heads = need(raw, "emb_dim", "fms llama"), need(raw, "nheads", "fms llama")
+    allowed = (caches.KEY, caches.FULL) if caches.KEY in raw else ()  # read by the family of telescoping Llamas
+    caches.refuse_misplaced(raw, f'it goes with a table "{caches.KEY}"', *allowed)
     only(raw, "activation_fn", ("swish", "silu"), "swish", "fms llama")
     only(raw, "ntk_scaling", (False, None), False, "fms llama")
     only(raw, "fused_weights", (True,), True, "fms llama")

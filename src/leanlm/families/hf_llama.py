@@ -10,7 +10,6 @@ from leanlm.families import caches
 from leanlm.families.family import (
     Family,
     head_rules,
-    layers_at,
     linear_rules,
     need,
     norm_rules,
@@ -82,8 +81,13 @@ def read(raw: dict, names: Collection[str]) -> ModelConfig:
     mlp = GatedMLP(need(raw, "intermediate_size", kind), raw.get("mlp_bias", False))
     mixers = [attention] * need(raw, "num_hidden_layers", kind)
     if kind == TELESCOPING:
-        mixer, full = caches.telescoping(need(raw, "telescoping", kind), attention), "full_attention_layers"
-        mixers = [attention if i in layers_at(raw, full, len(mixers)) else mixer for i in range(len(mixers))]
+        need(raw, caches.KEY, kind)
+        caches.refuse_misplaced(raw, "", caches.KEY, caches.FULL)
+        mixers = caches.mixers(raw, attention, caches.telescoping(raw, attention), len(mixers))
+    else:
+        caches.refuse_misplaced(
+            raw, f'with such a cache "model_type" is "{TELESCOPING}", for which no "architectures" are needed'
+        )
     return ModelConfig(
         d_model=width,
         vocab_size=need(raw, "vocab_size", "llama"),
@@ -116,7 +120,7 @@ def write(config: ModelConfig) -> dict:
         "tie_word_embeddings": config.tied,
         **rope_settings(attention.rope),
         **token_settings(config),
-        **({"telescoping": cache, "full_attention_layers": caches.full_layers(mixers)} if cache else {}),
+        **({caches.KEY: cache, caches.FULL: caches.full_layers(mixers)} if cache else {}),
     }
 
 

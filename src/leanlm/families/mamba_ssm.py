@@ -41,6 +41,7 @@ def padded(raw: dict, default: int) -> int:
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, n_layer = need(raw, "d_model", "mamba_ssm"), need(raw, "n_layer", "mamba_ssm")
+    caches.refuse_misplaced(raw, caches.IN_ATTENTION)
     ssm = raw.get("ssm_cfg") or {}
     kind = only(ssm, "layer", ("Mamba1", "Mamba2"), "Mamba1", "mamba_ssm")
     mixer = mamba2_config(ssm, width, "mamba_ssm") if kind == "Mamba2" else mamba1_config(ssm, width)
@@ -123,6 +124,7 @@ def attention_config(cfg: dict, width: int) -> Attention | Telescoping:
     """mamba_ssm's MHA from its keyword arguments; it is causal only where the config says so. A table `telescoping` is ours."""
     if not cfg.get("causal", False):
         raise CheckpointError("config.json: attn_cfg.causal is not true; leanlm runs causal attention only")
+    caches.refuse_misplaced(cfg, caches.IN_ATTENTION, caches.KEY)
     only(cfg, "mlp_dim", (0,), 0, "mamba_ssm attention")
     only(cfg, "rotary_emb_interleaved", (False,), False, "mamba_ssm attention")
     heads = need(cfg, "num_heads", "mamba_ssm attention")
@@ -137,7 +139,7 @@ def attention_config(cfg: dict, width: int) -> Attention | Telescoping:
         qkv_bias=cfg.get("qkv_proj_bias", True),
         out_bias=cfg.get("out_proj_bias", True),
     )
-    return caches.telescoping(cfg["telescoping"], attention) if "telescoping" in cfg else attention
+    return caches.telescoping(cfg, attention, "attn_cfg.") if caches.KEY in cfg else attention
 
 
 def write(config: ModelConfig) -> dict:
@@ -190,7 +192,7 @@ def _attention_settings(mixer: Attention | Telescoping) -> dict:
     if mixer.scale is not None:
         settings["softmax_scale"] = mixer.scale
     if isinstance(mixer, Telescoping):
-        settings["telescoping"] = caches.table(mixer)
+        settings[caches.KEY] = caches.table(mixer)
     return settings
 
 

@@ -30,6 +30,7 @@ def matches(raw: dict) -> bool:
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     width, n_layer = need(raw, "d_model", "rene"), need(raw, "n_layer", "rene")
+    caches.refuse_misplaced(raw, caches.IN_ATTENTION)
     attention, mlp = layers_at(raw, "attn_layer_idx", n_layer), layers_at(raw, "mlp_layer_idx", n_layer)
     kinds = {**{i: _mlp(raw, width) for i in mlp}, **{i: _attention(raw, width) for i in attention}}
     mamba = mamba2_config(raw.get("ssm_cfg") or {}, width, "rene")
@@ -53,6 +54,7 @@ def _mlp(raw: dict, width: int) -> MLP:
 def _attention(raw: dict, width: int) -> Attention | Telescoping:
     """A table `telescoping`, in place of a window, is ours."""
     cfg = raw.get("attn_cfg") or {}
+    caches.refuse_misplaced(cfg, caches.IN_ATTENTION, caches.KEY)
     only(cfg, "causal", (True,), True, "rene attention")
     heads = need(cfg, "num_heads", "rene attention")
     bias = cfg.get("qkv_proj_bias", True)
@@ -65,10 +67,10 @@ def _attention(raw: dict, width: int) -> Attention | Telescoping:
         qkv_bias=bias,
         out_bias=cfg.get("out_proj_bias", True),
     )
-    if "telescoping" not in cfg:
+    if caches.KEY not in cfg:
         return attention
     only(cfg, "sliding_window_length", (None,), None, "rene attention with a telescoping cache")
-    return caches.telescoping(cfg["telescoping"], attention)
+    return caches.telescoping(cfg, attention, "attn_cfg.")
 
 
 def write(config: ModelConfig) -> dict:
@@ -100,7 +102,7 @@ def write(config: ModelConfig) -> dict:
 
 
 def _attention_settings(mixer: Attention | Telescoping) -> dict:
-    cache = {"telescoping": caches.table(mixer)} if isinstance(mixer, Telescoping) else {}
+    cache = {caches.KEY: caches.table(mixer)} if isinstance(mixer, Telescoping) else {}
     return {
         "causal": True,
         "num_heads": mixer.n_heads,

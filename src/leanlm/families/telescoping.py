@@ -7,22 +7,23 @@ The originals keep the cache's settings in their code. Here they stand in config
 from collections.abc import Collection
 
 from leanlm.families import caches, fms_llama
-from leanlm.families.family import Family, Rule, layers_at, same, stacked_rules
+from leanlm.families.family import Family, Rule, same, stacked_rules
 from leanlm.model.config import Attention, ModelConfig, Rope, Telescoping
 
 
 def matches(raw: dict) -> bool:
-    return "telescoping" in raw and "emb_dim" in raw
+    return caches.KEY in raw and "emb_dim" in raw
 
 
 def read(raw: dict, names: Collection[str]) -> ModelConfig:
     llama = fms_llama.read(raw, names)
     attention, mlp = llama.layers[0]
-    width, v_width = raw.get("emb_kq") or attention.head_dim, raw.get("emb_v") or attention.head_dim
+    width = raw.get("emb_kq") or attention.head_dim
+    same_values = isinstance(raw[caches.KEY], dict) and raw[caches.KEY].get("value_is_key")
+    v_width = raw.get("emb_v") or (width if same_values else attention.head_dim)
     rope = Rope(width, attention.rope.theta)
-    mixer = caches.telescoping(raw["telescoping"], attention, head_dim=width, v_head_dim=v_width, rope=rope)
-    full = layers_at(raw, "full_attention_layers", len(llama.layers))
-    layers = tuple((attention if i in full else mixer, mlp) for i in range(len(llama.layers)))
+    mixer = caches.telescoping(raw, attention, head_dim=width, v_head_dim=v_width, rope=rope)
+    layers = tuple((kind, mlp) for kind in caches.mixers(raw, attention, mixer, len(llama.layers)))
     return ModelConfig(**{**vars(llama), "layers": layers})
 
 
@@ -36,8 +37,8 @@ def write(config: ModelConfig) -> dict:
     return {
         **fms_llama.write(plain),
         **{key: value for key, value in widths.items() if value != width},
-        "telescoping": caches.table(mixer),
-        "full_attention_layers": caches.full_layers(mixers),
+        caches.KEY: caches.table(mixer),
+        caches.FULL: caches.full_layers(mixers),
     }
 
 
@@ -50,7 +51,7 @@ def attention_rules(theirs: str, ours: str, mixer: Telescoping) -> list[Rule]:
         same(f"{theirs}.dense.weight", f"{ours}.out_proj.weight", columns=d if mixer.value_is_key else 0),
         *([same(f"{theirs}.dense.bias", f"{ours}.out_proj.bias")] if mixer.out_bias else []),
     ]
-    if mixer.rule == "learned":
+    if mixer.merge == "learned":
         rules.append(same(f"{theirs}.w.weight", f"{ours}.weight_proj.weight"))
     if mixer.entry_norm:
         rules.append(same(f"{theirs}.ln_k.weight", f"{ours}.norm_k", interleaved=(d,)))

@@ -6,6 +6,7 @@ Every mixer has its own config class with its `kind`; `ModelConfig` holds the la
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Telescoping:
     """Attention over a cache of `slots` slots, in which old tokens are merged into ever longer means: slot merges[i] takes two
     entries of level i + 1, each of 2^i tokens (IBM's Avengers).
 
-    `rule` weighs what is merged: by a learned projection, by a token's scores with its own queries, by the square of its norm
+    `merge` weighs what is merged: by a learned projection, by a token's scores with its own queries, by the square of its norm
     ("l2", keys and values apart), all alike ("mean"), or not at all ("sqrt2": the sum over the square root of two). Entries are
     looked at through RMS norms (`entry_norm`). Empty slots are keys and values of zeros, or masked (`mask_empty`). With
     `softcap` c scores s become c tanh(s / c). `head_mix`: head h reads value head h mod n_kv_heads. `value_is_key`: values
@@ -85,7 +86,7 @@ class Telescoping:
     head_dim: int
     slots: int
     merges: tuple[int, ...]
-    rule: Literal["learned", "self_score", "l2", "mean", "sqrt2"] = "learned"
+    merge: Literal["learned", "self_score", "l2", "mean", "sqrt2"] = "learned"
     v_head_dim: int = 0  # 0: head_dim
     entry_norm: bool = True
     entry_norm_eps: float = 1e-6
@@ -108,18 +109,22 @@ class Telescoping:
             raise CheckpointError(f"telescoping: cannot rotate {self.rope.dim} of {self.head_dim} head channels")
         if self.value_is_key and self.v_head_dim != self.head_dim:
             raise CheckpointError(f"telescoping: values that are keys have their width, {self.head_dim}, not {self.v_head_dim}")
-        if self.softcap is not None and self.softcap <= 0:
-            raise CheckpointError(f"telescoping.softcap: {self.softcap}; it must be above 0")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise CheckpointError(f"telescoping.softcap: {self.softcap} caps nothing; it must be a number above 0")
+        if not 0 <= self.entry_norm_eps < math.inf:
+            raise CheckpointError(f"telescoping.entry_norm_eps: {self.entry_norm_eps}; it must be a number from 0 on")
         if reason := wrong(self.table):
             raise CheckpointError(f"telescoping: {self.slots} slots with merges {list(self.merges)} cannot be: {reason}")
 
     @classmethod
-    def of(cls, attention: Attention, **settings) -> "Telescoping":
-        """The same heads, positions, scale and biases with such a cache in place of the window."""
+    def of(cls, attention: Attention, path: str = "telescoping", **settings) -> "Telescoping":
+        """The same heads, positions, scale and biases with such a cache in place of the window. Raises CheckpointError, naming
+        what is wrong below `path`."""
         if attention.d_conv:
-            raise CheckpointError("telescoping: there is none for attention with a convolution")
-        shared = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(attention)}
-        return cls(**{**{name: getattr(attention, name) for name in shared}, **settings})
+            raise CheckpointError(f"{path}: there is none for attention with a convolution")
+        ours = {field.name for field in dataclasses.fields(cls)}
+        shared = {name: value for name, value in to_dict(attention).items() if name in ours}
+        return from_dict(cls, {**shared, **{name: _plain(value) for name, value in settings.items()}}, path)
 
     @property
     def table(self) -> Table:

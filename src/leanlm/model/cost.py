@@ -63,7 +63,7 @@ def _matrices(mixer: Mixer, width: int) -> list[tuple[int, int]]:
             heads, shared = mixer.n_heads, mixer.n_kv_heads
             outs = [heads * mixer.head_dim, shared * mixer.head_dim]
             outs += [] if mixer.value_is_key else [shared * mixer.v_head_dim]
-            outs += [shared] if mixer.rule == "learned" else []
+            outs += [shared] if mixer.merge == "learned" else []
             return [*((width, out) for out in outs), (heads * mixer.v_head_dim, width)]
         case MLP():
             return [(width, mixer.d_ff), (mixer.d_ff, width)]
@@ -131,7 +131,7 @@ def _state(mixer: Mixer, room: int, dtype_bytes: int) -> int:
             slots = mixer.window or room
             return tail + 2 * slots * mixer.n_kv_heads * mixer.head_dim * dtype_bytes + 2 * POSITION
         case Telescoping():
-            numbers = mixer.head_dim + mixer.v_head_dim + (2 if mixer.rule == "l2" else 1)
+            numbers = mixer.head_dim + mixer.v_head_dim + (2 if mixer.merge == "l2" else 1)
             return mixer.slots * mixer.n_kv_heads * numbers * FLOAT32 + 2 * POSITION
         case Mamba1() | Mamba2() | DiscreteMamba2():
             return tail + mixer.d_inner * mixer.d_state * FLOAT32

@@ -31,7 +31,7 @@ class Telescoping(nn.Module):
         self.q_proj = Linear(width, cfg.n_heads * cfg.head_dim, cfg.qkv_bias)
         self.k_proj = Linear(width, cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias)
         self.v_proj = None if cfg.value_is_key else Linear(width, cfg.n_kv_heads * cfg.v_head_dim, cfg.qkv_bias)
-        self.weight_proj = Linear(width, cfg.n_kv_heads) if cfg.rule == "learned" else None
+        self.weight_proj = Linear(width, cfg.n_kv_heads) if cfg.merge == "learned" else None
         self.out_proj = Linear(cfg.n_heads * cfg.v_head_dim, width, cfg.out_bias)
         self.norm_k = nn.Parameter(torch.ones(cfg.head_dim)) if cfg.entry_norm else None
         self.norm_v = nn.Parameter(torch.ones(cfg.v_head_dim)) if cfg.entry_norm else None
@@ -42,7 +42,7 @@ class Telescoping(nn.Module):
         """How the operation merges and looks at entries."""
         cfg = self.config
         norms = self.norm_k, self.norm_v, cfg.entry_norm_eps
-        return Reading(cfg.table, self.scale, FACTORS.get(cfg.rule), *norms, cfg.mask_empty, cfg.softcap, cfg.head_mix)
+        return Reading(cfg.table, self.scale, FACTORS.get(cfg.merge), *norms, cfg.mask_empty, cfg.softcap, cfg.head_mix)
 
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
         B, L, _ = x.shape
@@ -66,7 +66,7 @@ class Telescoping(nn.Module):
     def _weights(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logarithms of the weights of every token's key and value [B, L, G], at least float32; None: as the key's."""
         q, k, v = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
-        match self.config.rule:
+        match self.config.merge:
             case "learned":
                 return self.weight_proj(x).to(k.dtype), None
             case "self_score":
@@ -95,7 +95,7 @@ class Telescoping(nn.Module):
             "entry_v": torch.zeros(*shape, cfg.v_head_dim, device=device, dtype=dtype),
         }
         empty = {"device": "cpu" if torch.device(device).type == "meta" else device, "dtype": torch.float32}
-        for name in ("weight_k", "weight_v") if cfg.rule == "l2" else ("weight_k",):
+        for name in ("weight_k", "weight_v") if cfg.merge == "l2" else ("weight_k",):
             memory[name] = torch.full(shape, -math.inf, **empty)
         return memory | {name: torch.zeros(batch, dtype=torch.int64) for name in ("position", "start")}
 

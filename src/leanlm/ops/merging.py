@@ -51,11 +51,13 @@ class Reading(NamedTuple):
 
 
 def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading):
+    if not len(q):  # no texts
+        return q.new_empty(*q.shape[:3], v.shape[-1]), cache
     if q.shape[1] == 1 and (segments is None or not segments.any()):
         cache = appended(cache, Cache(k, v, weight_k, weight_v), read, reading)
         return look(q, cache, reading), cache
     texts = documents(read, q.shape[1], segments)
-    plan = on(q.device, reading.table, texts)
+    plan = plan_on(q.device, reading.table, texts)
     bank = made(cache, Cache(k, v, weight_k, weight_v), plan, reading.factor)
     y = look_in_blocks(q, bank, plan, reading)
     return y, Cache(*(None if t is None else picked(t, plan.slots) for t in bank))
@@ -76,8 +78,9 @@ def _documents(read: int, ordinals: list[int]) -> slots.Documents:
     return tuple((read if i == 0 and ordinals[0] == 0 else 0, count) for i, count in enumerate(counts))
 
 
-@functools.lru_cache(maxsize=64)
-def on(device: torch.device, table: Table, texts: tuple[slots.Documents, ...]) -> Plan:
+@functools.lru_cache(maxsize=4)  # for the layers of a model; packed documents hardly ever come again
+@torch.inference_mode(False)  # what is remembered may be asked for under autograd
+def plan_on(device: torch.device, table: Table, texts: tuple[slots.Documents, ...]) -> Plan:
     """The plan as tensors of a device."""
     plan = slots.plan(table, texts)
     levels = [[torch.from_numpy(level).to(device) for level in side] for side in plan[:2]]
@@ -136,7 +139,7 @@ def look_in_blocks(q: Tensor, bank: Cache, plan: Plan, reading: Reading) -> Tens
     k, v = (picked(t, plan.rows.flatten(1)).unflatten(1, (blocks, -1)) for t in (k, v))  # [B, blocks, R, G, P]
     at = torch.arange(blocks * BLOCK, device=q.device).view(blocks, BLOCK, 1)
     seen = (plan.born[:, :, None] <= at) & (at < plan.died[:, :, None])  # [1 or B, blocks, BLOCK, R]
-    bias = masked(seen, reading, q.dtype, (at < L)[None])
+    bias = score_bias(seen, reading, q.dtype, (at < L)[None])
     G = k.shape[3]
     q = F.pad(q, (0, 0, 0, 0, 0, -L % BLOCK)).view(B, blocks, BLOCK, G, H // G, -1)
     if len(bias) == 1:  # blocks are torch's batch, and all heads of all texts its heads
@@ -155,7 +158,7 @@ def look(q: Tensor, cache: Cache, reading: Reading) -> Tensor:
     """What one query a text [B, 1, H, P] sees of the slots: [B, 1, H, Q]."""
     B, _, H, P = q.shape
     k, v = (t.to(q.dtype).transpose(1, 2) for t in read_as(cache.k, cache.v, H, reading))
-    bias = masked((cache.weight_k[:, :, 0] > -math.inf)[:, None], reading, q.dtype)
+    bias = score_bias((cache.weight_k[:, :, 0] > -math.inf)[:, None], reading, q.dtype)
     return weighed(q.view(B, k.shape[1], -1, P), k, v, bias[:, None], reading).reshape(B, 1, H, -1)
 
 
@@ -172,7 +175,7 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.to(x.dtype)
 
 
-def masked(seen: Tensor, reading: Reading, dtype: torch.dtype, asked: Tensor | None = None) -> Tensor:
+def score_bias(seen: Tensor, reading: Reading, dtype: torch.dtype, asked: Tensor | None = None) -> Tensor:
     """What is added to the scores of rows [..., R] and, behind them, of one that stands for all empty slots: of n, log n.
     Queries that nobody `asked` see that one."""
     empty = (reading.table.size - seen.sum(-1, keepdim=True)).to(torch.promote_types(dtype, torch.float32))

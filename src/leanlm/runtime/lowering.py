@@ -345,7 +345,7 @@ def telescoping(program: Program, mixer: Telescoping) -> None:
         G=G,
         P=cfg.head_dim,
         Q=cfg.v_head_dim,
-        rule=RULES.get(cfg.rule, steps.ALIKE),
+        rule=RULES.get(cfg.merge, steps.ALIKE),
         masked=cfg.mask_empty,
         mixed=cfg.head_mix,
         scale=mixer.scale,

@@ -1,6 +1,6 @@
 """The Avengers' three answers to the growing cache, in small: Llama-3, a Mamba-2 hybrid, telescoping Llamas (64, 128 slots).
 
-All are trained on equally many tokens of texts longer than a cache reaches. Seeds vary weights and the order of the data.
+All are trained on equally many tokens, 1,024 of a text: more than 64 slots reach. Seeds vary weights and the order of the text.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def recipe_of(model: str, seed: int, budget: Budget, corpus: Corpus) -> Recipe:
     data = dataclasses.replace(
         recipe.data, source="", held_out=(), length=budget.length, sources={str(corpus[0]): 1.0}, held=str(corpus[1])
     )
-    often = max(1, budget.steps // 5)
+    often = max(20, budget.steps // 5)
     keep = dataclasses.replace(recipe.keep, checkpoint=often, validate=often, samples=())
     return dataclasses.replace(recipe, name=f"{model}-seed{seed}", seed=seed, schedule=schedule, data=data, keep=keep)
 

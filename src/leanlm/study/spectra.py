@@ -100,7 +100,7 @@ def recipe_of(run: Run, budget: Budget, corpus: Corpus) -> Recipe:
     )
     data = dataclasses.replace(recipe.data, source="", held_out=(), sources={str(corpus[0]): 1.0}, held=str(corpus[1]))
     keep = dataclasses.replace(
-        recipe.keep, checkpoint=max(1, budget.steps // 10), validate=max(1, budget.steps // 2), samples=()
+        recipe.keep, checkpoint=max(20, budget.steps // 10), validate=max(20, budget.steps // 2), samples=()
     )
     compute = dataclasses.replace(recipe.compute, **budget.compute)
     parts = {"schedule": schedule, "data": data, "keep": keep, "compute": compute}

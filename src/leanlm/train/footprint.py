@@ -109,7 +109,7 @@ def _observed(config: ModelConfig, mixer: Mixer, windows: int, length: int, dtyp
     if getattr(mixer, "rope", None):
         frequencies(mixer.rope, CPU)  # they are remembered, and must not be fake ones
     if isinstance(mixer, Telescoping):
-        merging.on(CPU, mixer.table, (((0, length),),))  # and so are plans
+        merging.plan_on(CPU, mixer.table, (((0, length),),))  # and so are plans
     with FakeTensorMode(allow_non_fake_inputs=True):
         module = LanguageModel(dataclasses.replace(config, layers=((mixer,),)))
         if scales:
