@@ -12,7 +12,9 @@ from leanlm.evaluate import scoring
 from leanlm.evaluate.scoring import Request, Score
 from leanlm.model.config import MLP, Attention, Mamba2, ModelConfig, Rope
 
-CONFIG = ModelConfig(12, 19, ((Mamba2(24, 6, 5),), (Attention(2, 1, 6, window=9),), (MLP(24),), (Attention(2, 2, 6, rope=Rope(6)),)))
+CONFIG = ModelConfig(
+    12, 19, ((Mamba2(24, 6, 5),), (Attention(2, 1, 6, window=9),), (MLP(24),), (Attention(2, 2, 6, rope=Rope(6)),))
+)
 TOKENS = st.integers(0, 18)
 
 

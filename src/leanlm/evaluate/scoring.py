@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations: what texts have in common is read once, and its state copied for each of them.
 
-A state of constant size makes this cheap: the examples before a question, the question, its choices are a tree, and every branch
-of it is read once. Texts that end at a branch are read together, filled up at their ends with tokens that nobody looks at.
+A state of constant size makes this cheap: the examples before a question, the question, its choices are a tree, and every
+branch of it is read once. Texts that end at a branch are read together, filled up with tokens that nobody looks at.
 """
 
 import math
@@ -127,10 +127,7 @@ class _Reader:
 
     def read(self, batch: list[int], already: int, state: State | None) -> Iterator[tuple[int, Score]]:
         """The scores of requests of which `state` has read so many tokens."""
-        if state is None:
-            state = self.module.new_state(len(batch), self.capacity(batch))
-        else:
-            state = state.select([0] * len(batch))
+        state = self.module.new_state(len(batch), self.capacity(batch)) if state is None else state.select([0] * len(batch))
         starts = [len(self.requests[n].context) - 1 for n in batch]  # where logits are looked at
         first = min(starts)
         self.skip([self.inputs[n][already:first] for n in batch], state)
