@@ -15,7 +15,7 @@ from leanlm import env
 from leanlm.errors import LeanLMError, UsageError
 
 # verb -> (module, what it does). A verb's module holds `Command`, a dataclass of its flags, and `run(command)`,
-# which prints the result and returns an exit code or None for 0.
+# which prints the result and returns an exit code or None for 0; or `run_words(words)`, another program's command line.
 VERBS = {
     "generate": ("leanlm.cli.generate", "continue a prompt"),
     "chat": ("leanlm.cli.chat", "talk with a model that has a chat template"),
@@ -33,6 +33,7 @@ VERBS = {
     "telescope": ("leanlm.cli.telescope", "give a model's attention telescoping caches, to fine-tune it"),
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
+    "lm-eval": ("leanlm.cli.lm_eval", "the lm-evaluation-harness's own command line, with leanlm's models"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
     "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
@@ -89,6 +90,8 @@ def dispatch(argv: list[str]) -> int:
     from leanlm.cli.flags import parse
 
     module = importlib.import_module(VERBS[verb][0])
+    if hasattr(module, "run_words"):
+        return module.run_words(rest) or 0
     return module.run(parse(module.Command, rest, f"leanlm {verb}")) or 0
 
 
