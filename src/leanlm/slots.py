@@ -49,8 +49,12 @@ NAMED = {
 
 
 def wrong(table: Table) -> str:
-    """Why there can be no such table; empty where there can."""
-    size, merges = table
+    """Why there can be no such table, as a sentence; empty where there can."""
+    reason = _reason(*table)
+    return f"{table.size} slots with merges {list(table.merges)} cannot be: {reason}" if reason else ""
+
+
+def _reason(size: int, merges: tuple[int, ...]) -> str:
     if not merges:
         return "it has no slot where entries are merged"
     if merges[0] < 2:

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from leanlm.errors import UsageError
 from leanlm.model.config import ModelConfig, Telescoping
-from leanlm.slots import NAMED, Table, entries, runs
+from leanlm.slots import NAMED, Table, entries
 
 WIDTH, RULER = 120, 50  # characters of a line, and of the line that stands for all tokens
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#7f7f7f")  # of levels, in turn
@@ -23,7 +23,8 @@ def tables(config: ModelConfig) -> dict[str, Table]:
 
 def text(name: str, table: Table, read: int) -> str:
     """What every slot covers after `read` tokens, level by level, the newest first."""
-    held = [run for run in runs(table, read - 1) if run]
+    found = entries(table, read - 1, read)
+    held = list(zip(found.first.tolist(), found.last.tolist()))
     oldest, empty = held[-1][0], table.size - len(held)
     forgotten = f"; tokens 0 to {oldest - 1} are forgotten" if oldest else ""
     lines = [
@@ -31,7 +32,7 @@ def text(name: str, table: Table, read: int) -> str:
         f"{'':36}0{read - 1:>{RULER}}",
     ]
     slot, said = 0, []
-    for level, group in groupby(zip(entries(table, read - 1, read).level.tolist(), held), key=lambda pair: pair[0]):
+    for level, group in groupby(zip(found.level.tolist(), held), key=lambda pair: pair[0]):
         covered = [run for _, run in group]
         slots = f"{slot}-{slot + len(covered) - 1}" if len(covered) > 1 else str(slot)
         lines.append(f"level {level}: {_tokens(2 ** (level - 1)) + ' each':18}{slots:>9} |{_ruler(covered, read)}|")

@@ -39,7 +39,7 @@ class Command:
     at: int | None = None
     """With --cache: after so many tokens, 1000 where none are given."""
     svg: Path | None = None
-    """With --cache: draw it into this file too."""
+    """With --cache: draw it into this file too, the first one where layers differ."""
 
 
 class Stored(NamedTuple):

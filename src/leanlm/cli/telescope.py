@@ -73,5 +73,5 @@ def table_of(command: Command) -> Table:
         raise UsageError(f"--cache {command.cache}: with --merges give the number of slots")
     table = Table(int(command.cache), command.merges)
     if reason := wrong(table):
-        raise UsageError(f"{table.size} slots with merges {list(table.merges)} cannot be: {reason}")
+        raise UsageError(reason)
     return table

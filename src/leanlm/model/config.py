@@ -114,7 +114,7 @@ class Telescoping:
         if not 0 <= self.entry_norm_eps < math.inf:
             raise CheckpointError(f"telescoping.entry_norm_eps: {self.entry_norm_eps}; it must be a number from 0 on")
         if reason := wrong(self.table):
-            raise CheckpointError(f"telescoping: {self.slots} slots with merges {list(self.merges)} cannot be: {reason}")
+            raise CheckpointError(f"telescoping: {reason}")
 
     @classmethod
     def of(cls, attention: Attention, path: str = "telescoping", **settings) -> "Telescoping":
