@@ -80,7 +80,9 @@ def as_cache_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """A device of this machine. Raises UsageError for one it has not."""
+    """A device of this machine; "auto" is a GPU if there is one. Raises UsageError for one it has not."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         if found.type == "meta":

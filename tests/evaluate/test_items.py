@@ -106,7 +106,7 @@ def test_an_interrupted_evaluation_comes_to_the_same(model, tmp_path, monkeypatc
     assert items.evaluate(model, asked, store, done.append) == whole and done[0] == 4
     assert store.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert items.evaluate(model, asked, store) == whole
-    with pytest.raises(CheckFailed, match="of other items or another model"):
+    with pytest.raises(CheckFailed, match="of other texts or another model"):
         items.evaluate(model, asked[:3], store)
     store.write_text("{}\n")
     with pytest.raises(CheckFailed, match="is damaged"):

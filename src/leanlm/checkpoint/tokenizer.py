@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +79,19 @@ class Tokenizer:
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids; without `add_special` the post-processor adds nothing (chat templates write such tokens themselves)."""
+        return self._encoded(text, add_special).ids
+
+    def measured(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids without added ones, and how many bytes of the text (UTF-8) each is the first to hold; they add up to it."""
+        found = self._encoded(text, add_special=False)
+        upto = list(accumulate((len(character.encode()) for character in text), initial=0))
+        ends = list(accumulate((upto[end] for _, end in found.offsets), max))
+        ends[-1:] = [upto[-1]] * bool(ends)  # what no token holds, as blanks at the end may be
+        return found.ids, [end - begin for begin, end in zip([0, *ends], ends)]
+
+    def _encoded(self, text: str, add_special: bool) -> tokenizers.Encoding:
         try:
-            return self.core.encode(text, add_special_tokens=add_special).ids
+            return self.core.encode(text, add_special_tokens=add_special)
         except (TypeError, UnicodeEncodeError):
             raise UsageError("the text holds bytes that are no Unicode characters; give it as UTF-8") from None
 

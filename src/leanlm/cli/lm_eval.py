@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-from leanlm.errors import UsageError
-
 HELP = """usage: leanlm lm-eval [run | ls | validate] [the harness's own flags]
 
 The lm-evaluation-harness's command line with leanlm's models: --model leanlm (or rene_ssm, llamba_ssm), and --model hf where
@@ -14,7 +12,6 @@ one; --trust_remote_code is accepted and means nothing. `leanlm lm-eval run --he
 
   leanlm lm-eval --model leanlm --model_args pretrained=rene --tasks hellaswag,piqa --batch_size auto:4
 """
-MISSING = 'the harness is not installed; pip install -c constraints.txt ".[eval]", or use leanlm eval on local files'
 
 
 def run_words(words: Sequence[str]) -> None:
@@ -22,12 +19,10 @@ def run_words(words: Sequence[str]) -> None:
     if list(words) in ([], ["-h"], ["--help"]):
         print(HELP, end="")
         return
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{MISSING} ({error})") from None
     from leanlm.evaluate import harness
 
     harness.register()
+    from lm_eval.__main__ import cli_evaluate
+
     sys.argv = ["lm-eval", *words]
     cli_evaluate()

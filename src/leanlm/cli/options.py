@@ -50,7 +50,7 @@ class Source:
     """Hold the matrices inside the layers in another format than stored: int8, int4, int4-g64 ... (rounded to nearest),
     ternary (if they are), float."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 ..."""
+    """cpu, cuda, cuda:1 ...; auto: a GPU if there is one."""
     state_dtype: StateDtype = "auto"
     """Of recurrent memories; auto: float32."""
     cache_dtype: CacheDtype = "auto"

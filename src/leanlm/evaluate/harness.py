@@ -4,18 +4,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import model_registry
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
-
 from leanlm import api, families
 from leanlm.checkpoint import locate
 from leanlm.checkpoint.folder import read_config
 from leanlm.errors import LeanLMError, UsageError
 from leanlm.evaluate import scoring
 from leanlm.evaluate.scoring import Request
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import model_registry
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    MISSING = 'the harness is not installed: pip install -c constraints.txt ".[eval]"; leanlm eval --items and --text need none'
+    raise UsageError(f"{MISSING} ({error})") from None
 
 NAMES = ("leanlm", "rene_ssm", "llamba_ssm")  # the second and third as Cartesia's own wrapper has them
 SERVED = ("hf", "hf-auto", "huggingface")  # by leanlm where it knows the family
@@ -51,7 +55,7 @@ class HarnessModel(TemplateLM):
         if unknown := sorted(others.keys() - WITHOUT_EFFECT):
             raise UsageError(f"model_args: {unknown[0]} is unknown to leanlm")
         if isinstance(pretrained, str):
-            settings = {"dtype": dtype, "device": _device(device), "tokenizer": tokenizer, "revision": revision}
+            settings = {"dtype": dtype, "device": device or "auto", "tokenizer": tokenizer, "revision": revision}
             pretrained = api.load(pretrained, **settings).keep_states(state_dtype, cache_dtype)
         if pretrained.tokenizer is None:
             raise UsageError("the harness gives texts, and this model has no tokenizer: add tokenizer=FILE to the model_args")
@@ -76,8 +80,8 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What comes before a text without context."""
-        given = (self.prefix, self.tokenizer.bos_id)
-        return next((token for token in given if token is not None), None) or self.eot_token_id
+        given = self.prefix if self.prefix is not None else self.tokenizer.bos_id
+        return self.eot_token_id if given is None else given
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         add = add_special_tokens
@@ -193,14 +197,6 @@ def is_known(pretrained: str, revision: str | None = None) -> bool:
     except (LeanLMError, OSError):
         return False
     return True
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    if device in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def register() -> None:

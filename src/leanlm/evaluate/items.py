@@ -8,7 +8,6 @@ Scores are those of the lm-evaluation-harness: `acc` of the likeliest choice, `a
 cloze `acc` of greedy tokens and `perplexity` of whole continuations, `exact_match` of what is generated before a stop string.
 """
 
-import hashlib
 import json
 import math
 import statistics
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanlm.api import Model
-from leanlm.errors import CheckFailed, UsageError
+from leanlm.errors import NotFound, UsageError
 from leanlm.evaluate import scoring
 from leanlm.evaluate.scoring import Request
+from leanlm.evaluate.store import Store, fingerprint
 
 BLOCK = 256  # items whose results are stored together
 NEW_TOKENS = 64  # of an exact match, where the item gives no limit
@@ -45,10 +45,12 @@ class Item:
 
 
 def read(path: str | Path) -> list[Item]:
-    """The items of a file. Raises UsageError naming the line that is none, or an empty file."""
+    """The items of a file. Raises NotFound, or UsageError naming the line that is none, or an empty file."""
     found = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise NotFound(f"{path}: cannot be read ({error.strerror}); give a file of JSON lines") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     for number, line in enumerate(lines, 1):
@@ -101,47 +103,16 @@ def evaluate(
     """Scores of every kind that there is: {kind: {"items": n, metric: {"value": v, "stderr": e}}}.
 
     Results are kept in the file `store` a block at a time, and a second call goes on behind them; `progress` is told how many
-    items are done. Raises UsageError for a model without tokenizer, CheckFailed where `store` is of other items or weights.
+    items are done. Raises UsageError for a model without tokenizer, and what `Store` raises.
     """
     if model.tokenizer is None:
         raise UsageError("items are texts, and this model has no tokenizer: give --tokenizer")
-    results = _stored(store, fingerprint(model, items))
-    while len(results) < len(items):
-        progress(len(results))
-        block = _results(model, items[len(results) : len(results) + BLOCK])
-        results += block
-        if store:
-            with store.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(result) + "\n" for result in block))
+    stored = Store(store, fingerprint(model, repr(items)), BLOCK)
+    while (done := len(stored.results)) < len(items):
+        progress(done)
+        stored.add(_results(model, items[done : done + BLOCK]))
     progress(len(items))
-    return summarise(items, results)
-
-
-def fingerprint(model: Model, items: Sequence[Item]) -> str:
-    """Of the items and of the model's config and dtype."""
-    told = repr(items), json.dumps(model.config.to_dict(), sort_keys=True), str(model.dtype)
-    return hashlib.sha256("\0".join(told).encode()).hexdigest()
-
-
-def _stored(store: Path | None, meant: str) -> list[dict]:
-    """Results of whole blocks; what a killed process left of one is cut off."""
-    if store is None:
-        return []
-    if not store.exists():
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps({"fingerprint": meant}) + "\n", encoding="utf-8")
-        return []
-    whole = store.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-    try:
-        head, *results = (json.loads(line) for line in whole)
-        same = head["fingerprint"] == meant
-    except (ValueError, KeyError, TypeError):
-        raise CheckFailed(f"{store}: is damaged; remove it to begin again") from None
-    if not same:
-        raise CheckFailed(f"{store}: holds results of other items or another model; remove it, or name another file")
-    results = results[: len(results) // BLOCK * BLOCK]
-    store.write_text("".join(json.dumps(line) + "\n" for line in (head, *results)), encoding="utf-8")
-    return results
+    return summarise(items, stored.results)
 
 
 def _results(model: Model, items: Sequence[Item]) -> list[dict]:

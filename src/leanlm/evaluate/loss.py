@@ -1,7 +1,7 @@
 """Loss of a model on whole documents: each is read as one continuous text, state carried from chunk to chunk."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,6 @@ class Loss:
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
-@torch.no_grad()
 def measure(
     module: LanguageModel, documents: Iterable[tuple[Sequence[int], int]], start_id: int, run: runtime.Run | None = None
 ) -> Loss:
@@ -41,14 +40,21 @@ def measure(
 
     `run` is what computes the logits (default: what runs the module best)."""
     nats, tokens, size = 0.0, 0, 0
-    run = run or runtime.of(module)
     for ids, n_bytes in documents:
-        text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
-        state = module.new_state(1, capacity=text.shape[1])
-        for begin in range(0, text.shape[1] - 1, CHUNK):
-            part = text[:, begin : begin + CHUNK + 1]
-            logits = run(part[:, :-1], state).float()
-            nats += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+        nats += sum(part.sum().item() for part in by_token(module, ids, start_id, run))
         tokens += len(ids)
         size += n_bytes
     return Loss(nats, tokens, size)
+
+
+@torch.no_grad()
+def by_token(
+    module: LanguageModel, ids: Sequence[int], start_id: int, run: runtime.Run | None = None
+) -> Iterator[torch.Tensor]:
+    """Nats of every token of one document, float32 [CHUNK] at a time (the last fewer)."""
+    run = run or runtime.of(module)
+    text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
+    state = module.new_state(1, capacity=text.shape[1])
+    for begin in range(0, text.shape[1] - 1, CHUNK):
+        part = text[:, begin : begin + CHUNK + 1]
+        yield F.cross_entropy(run(part[:, :-1], state).float().flatten(0, 1), part[0, 1:], reduction="none")

@@ -12,6 +12,7 @@ from leanlm.checkpoint import codecs
 from leanlm.data import sources
 from leanlm.errors import UsageError
 from leanlm.evaluate import loss
+from leanlm.evaluate.text import end_of_text
 from leanlm.model import packed
 from leanlm.model.format import Grouped
 from leanlm.model.packed import Packed
@@ -150,8 +151,3 @@ def measured(model: Model, documents: list | None, progress: Progress, what: str
         return None
     progress(what)
     return loss.measure(model.module, documents, end_of_text(model)).bits_per_byte
-
-
-def end_of_text(model: Model) -> int:
-    """The id that begins and ends texts: the tokenizer's, or the model's, or else 0."""
-    return next(iter((*model.tokenizer.eos_ids, *model.config.eos_ids)), 0)

@@ -1,0 +1,183 @@
+"""leanlm eval MODEL: the harness's tasks and suites, local tasks, perplexity and bits per byte."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from leanlm.cli import options
+from leanlm.errors import UsageError
+
+RESULTS = "results.json"
+Append = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True)
+class Command(options.Source):
+    """Evaluate MODEL: on tasks of the lm-evaluation-harness (--tasks, --suite), on tasks in local files (--items), or its
+    perplexity and bits per byte on text (--text). With --output_path the same command goes on where it was interrupted."""
+
+    model: tyro.conf.Positional[str] = "builtin"
+    """A folder, a name from `leanlm list`, or a hub id."""
+    tasks: str | None = None
+    """Tasks or groups of the harness, with commas between them (`leanlm lm-eval ls tasks` lists them)."""
+    suite: str | None = None
+    """Tasks, shots and metrics of a published table, its rows beside ours; --suite list tells which there are."""
+    items: Append[tuple[Path, ...]] = ()
+    """A local task: a file with a JSON object a line, with "context" and either "choices" and "answer" (the right one's number,
+    from 0), or "continuation", or "answer" alone (generated text must equal it); may be repeated."""
+    text: Append[tuple[str, ...]] = ()
+    """Text for perplexity and bits per byte: a file, a folder of .txt files, or builtin (what the built-in model did not learn
+    from); may be repeated."""
+    window: int | None = None
+    """Tokens of --text read at once; by default the context where attention sees all tokens, whole documents otherwise."""
+    num_fewshot: Annotated[int | None, tyro.conf.arg(aliases=["-f"])] = None
+    """Examples before a question of --tasks; by default what each task says."""
+    batch_size: Annotated[str, tyro.conf.arg(aliases=["-b"])] = "auto"
+    """Texts at once for the harness's tasks; auto (auto:4 means the same): as many as memory allows."""
+    limit: Annotated[float | None, tyro.conf.arg(aliases=["-L"])] = None
+    """So many questions of each task; below 1, that part of them."""
+    output_path: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for results.json and the answers so far."""
+    cache_requests: Literal["true", "refresh", "delete"] | None = None
+    """Keep the harness's prepared questions for the next evaluation, make them anew, or delete them."""
+    include_path: Path | None = None
+    """A folder of more task files for the harness."""
+    card: Path | None = None
+    """Model card to write the results into, or to make: README.md, with the hub's model-index."""
+    trust_remote_code: bool = False
+    """Accepted, and without effect: no downloaded code is ever run."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(command: Command) -> None:
+    if command.suite == "list":
+        return list_suites()
+    check(command)
+    suite = find_suite(command)
+    from leanlm.evaluate import items as local
+
+    asked = {str(path): local.read(path) for path in command.items}
+    texts = {source: read_text(source) for source in command.text}
+    model = options.load(command)
+    found: dict = {"model": command.model}
+    if asked:
+        found["items"] = {name: run_items(model, name, each, command) for name, each in asked.items()}
+    if texts:
+        found["text"] = {source: run_text(model, source, documents, command) for source, documents in texts.items()}
+    if command.tasks or suite:
+        found["tasks"] = run_tasks(model, suite, command)
+    keep(found, command)
+    if command.json:
+        print(json.dumps(found, indent=2, default=str))
+    else:
+        from leanlm.cli import eval_tables
+
+        eval_tables.show(found, suite)
+    return None
+
+
+def check(command: Command) -> None:
+    """Raises UsageError for flags that cannot be meant, before anything is loaded."""
+    if not (command.tasks or command.suite or command.items or command.text):
+        raise UsageError("nothing to evaluate on: give --tasks, --suite, --items or --text")
+    for name in ("window", "num_fewshot", "limit"):
+        value = getattr(command, name)
+        least = 0 if name == "num_fewshot" else 1 if name == "window" else 1e-9
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value:g}: must be {'at least' if least != 1e-9 else 'more than'} {round(least)}")
+    word, _, times = command.batch_size.partition(":")
+    if not (word == "auto" and (not times or times.isdecimal())) and not (word.isdecimal() and int(word) and not times):
+        raise UsageError(f"--batch_size {command.batch_size}: give a number, auto, or auto:4")
+    if command.output_path and command.output_path.is_file():
+        raise UsageError(f"--output_path {command.output_path}: is a file; give a folder")
+    if command.card and command.card.is_dir():
+        raise UsageError(f"--card {command.card}: is a folder; give a file, such as {command.card / 'README.md'}")
+    if command.card and not (command.tasks or command.suite):
+        raise UsageError("--card holds results of --tasks or --suite, and neither is given")
+
+
+def find_suite(command: Command):
+    if command.suite is None:
+        return None
+    from leanlm.evaluate import suites
+
+    return suites.suite(command.suite)
+
+
+def list_suites() -> None:
+    from leanlm.evaluate import suites
+
+    for name in suites.names():
+        print(f"{name:15}{suites.suite(name).about}")
+
+
+def read_text(source: str) -> list[str]:
+    from leanlm.quantize import job
+
+    return job.texts(source, held_out=True)
+
+
+def run_items(model, name: str, asked: list, command: Command) -> dict:
+    from leanlm.evaluate import items
+
+    if command.limit:
+        asked = asked[: round(command.limit * len(asked)) if command.limit < 1 else int(command.limit)] or asked[:1]
+    with bar(name, len(asked)) as progress:
+        return items.evaluate(model, asked, store(command, "items", name), progress)
+
+
+def run_text(model, source: str, documents: list[str], command: Command) -> dict:
+    from leanlm.evaluate import text
+
+    with bar(source, len(documents)) as progress:
+        return text.evaluate(model, documents, command.window, store(command, "text", source), progress)
+
+
+def run_tasks(model, suite, command: Command) -> dict:
+    from leanlm.evaluate import tasks
+
+    shots = command.num_fewshot
+    asked = [(name.strip(), shots) for name in (command.tasks or "").split(",") if name.strip()]
+    asked += [(task.name, task.shots) for task in suite.tasks] if suite else []
+    names = ("batch_size", "limit", "cache_requests", "include_path")
+    settings = tasks.Settings(**{name: getattr(command, name) for name in names}, store=command.output_path)
+    return tasks.evaluate(model, list(dict.fromkeys(asked)), settings)
+
+
+def store(command: Command, kind: str, name: str) -> Path | None:
+    """Where results are kept as they come."""
+    return command.output_path / f"{kind}-{Path(name).name}.jsonl" if command.output_path else None
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator:
+    """A progress bar on stderr, on a terminal; gives the function that is told how much is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as shown:
+        task = shown.add_task(name, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def keep(found: dict, command: Command) -> None:
+    """Write results.json, and the model card."""
+    from leanlm.checkpoint.aside import replacing
+
+    if command.output_path:
+        given = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
+        text = json.dumps(found | {"command": given}, indent=2, default=str)
+        with replacing(command.output_path) as aside:
+            aside(RESULTS).write_text(text + "\n", encoding="utf-8")
+    if command.card:
+        from leanlm.evaluate import card
+
+        card.write(found["tasks"], command.model, command.card)

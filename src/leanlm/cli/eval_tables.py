@@ -1,0 +1,51 @@
+"""What `leanlm eval` found, as tables."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(found: dict, suite=None) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    for name, kinds in found.get("items", {}).items():
+        console.print(items(name, kinds))
+    for source, scores in found.get("text", {}).items():
+        console.print(*text(source, scores), sep="\n")
+    if "tasks" in found:
+        from lm_eval.utils import make_table
+
+        console.print(make_table(found["tasks"]), markup=False)
+        if found["tasks"].get("groups"):
+            console.print(make_table(found["tasks"], "groups"), markup=False)
+    if suite:
+        show_suite(console, suite, found)
+
+
+def items(name: str, kinds: dict[str, dict]) -> Table:
+    table = _table(name, "items", "metric", "value", "stderr")
+    for kind, scores in kinds.items():
+        for metric, score in scores.items():
+            if metric != "items":
+                error = "" if score["stderr"] is None else f"{score['stderr']:.4f}"
+                table.add_row(kind, str(scores["items"]), metric, f"{score['value']:.4f}", error)
+    return table
+
+
+def text(source: str, scores: dict) -> list:
+    size = f"{scores['documents']} documents, {scores['tokens']} tokens, {scores['bytes']} bytes"
+    table = _table("tokens read before", "tokens", "bits per byte")
+    for span in scores["by_position"]:
+        table.add_row(f"{span['from']} to {span['to'] - 1}", str(span["tokens"]), f"{span['bits_per_byte']:.4f}")
+    return [
+        f"{source}: {size}",
+        f"bits per byte {scores['bits_per_byte']:.4f}, perplexity {scores['perplexity']:.3f} per token",
+        table,
+    ]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(*headings, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
