@@ -61,7 +61,22 @@ def test_rolling(both):
     ours, theirs = (
         model.loglikelihood_rolling(instances("loglikelihood_rolling", wholes), disable_tqdm=True) for model in both
     )
-    assert ours == pytest.approx(theirs, abs=2e-3, rel=1e-5)
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_where_a_text_begins(both):
+    """The harness's own rules for the token that begins texts (tests/models/test_bos_handling.py of its repository)."""
+    ours, theirs = both
+    begin = ours.tokenizer.decode([ours.prefix_token_id], skip_special=False)
+    assert ours.prefix_token_id == theirs.prefix_token_id and ours.eot_token_id == theirs.eot_token_id
+    for text in ("hello", begin + "hello", " the", "a\n"):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+        for add in (True, False):
+            assert ours.tok_encode(text, add_special_tokens=add) == theirs.tok_encode(text, add_special_tokens=add)
+    for context, continuation in (("", "hello"), (begin, "hello"), ("", begin + "hello"), ("a b ", " c"), ("ab", "c")):
+        pair = instances("loglikelihood", [(context, continuation)])
+        mine, wanted = (model.loglikelihood(pair, disable_tqdm=True)[0] for model in both)
+        assert mine == (pytest.approx(wanted[0], abs=1e-4), wanted[1])
 
 
 def test_generated_texts_end_at_stop_strings(both):

@@ -22,7 +22,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """Which model, and how it is held (`bench.subject`)."""
+    """Which model, and how it is held (`bench.subject`); `rounded` makes ternary by rounding what is not."""
 
     model: str
     random: bool = False
@@ -32,6 +32,7 @@ class Subject:
     head: str | None = None
     revision: str | None = None
     offline: bool = False
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _prepare(folder: str, subject: Subject, settings: Settings, progress: Progre
             peer_type=settings.peer_type,
             offline=subject.offline,
             revision=subject.revision,
+            rounded=subject.rounded,
         )
 
 

@@ -15,11 +15,8 @@ from leanlm.export import gguf, gguf_architecture, hf
 from leanlm.export.gguf_types import FLOATS
 from leanlm.families import Family, catalog
 from leanlm.model.config import ModelConfig
-from leanlm.model.format import NEVER
 from leanlm.model.language_model import LanguageModel
-from leanlm.model.packed import TernaryWeight
-from leanlm.ops.packing import Trits
-from leanlm.quantize import plan
+from leanlm.quantize import plan, ternary
 from leanlm.quantize.convert import convert
 
 RANDOM_DTYPE = "bfloat16"  # of random weights where none is asked for
@@ -39,9 +36,11 @@ class Preparation:
         peer_type: str,
         offline: bool,
         revision: str | None,
+        rounded: bool = False,
     ) -> dict:
         """Writes into `folder` what has to be written; returns the `path` to load, the `dtype` to load it in, and by peer the
-        `path`, `bytes` and types of its export. `formats`: "layers", "embedding", "head" (`quantize.plan.make`)."""
+        `path`, `bytes` and types of its export. `formats`: "layers", "embedding", "head" (`quantize.plan.make`); `rounded`
+        makes ternary what is not."""
         if random:
             family, raw = shape(model)
             check(peers, family.to_config(raw), raw)
@@ -54,7 +53,7 @@ class Preparation:
             module, family, raw = loaded.module, loaded.family, loaded.raw
             check(peers, loaded.config, raw)
         if any(formats.values()):
-            hold(module, formats, random)
+            hold(module, formats, random or rounded)
         made = {name: export(name, Path(folder), module, raw, peer_type) for name in peers}
         if random or any(formats.values()):
             path, dtype = Path(folder) / "leanlm", None
@@ -91,27 +90,16 @@ def shape(name: str) -> tuple[Family, dict]:
         return families.find(raw), raw
 
 
-def hold(module: LanguageModel, formats: dict[str, str | None], random: bool) -> None:
-    """In place: the formats asked for; random weights are made ternary, others must be."""
+def hold(module: LanguageModel, formats: dict[str, str | None], rounds: bool) -> None:
+    """In place: the formats asked for; what is to be ternary must be, or is made so with `rounds`."""
     shapes = {name: tuple(matrix.weight.shape) for name, matrix in module.matrices().items()}
     layers = formats["layers"]
     chosen = plan.make(shapes, layers or "float", formats["embedding"], formats["head"])
-    if layers == "ternary" and random:
-        ternarise(module)
-    if layers is None or (layers == "ternary" and random):
+    if layers == "ternary" and rounds:
+        ternary.round_matrices(module)
+    if layers is None or (layers == "ternary" and rounds):
         chosen = {name: format for name, format in chosen.items() if name in plan.TABLES}
     convert(module, chosen)
-
-
-def ternarise(module: LanguageModel) -> None:
-    """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude."""
-    for name, matrix in module.matrices().items():
-        if name.startswith("layers") and not name.endswith(NEVER):
-            weight = matrix.weight.detach()
-            scale = weight.float().abs().mean().half()
-            trits = (weight.float() / scale.float()).round().clamp(-1, 1).to(torch.int8)
-            matrix.hold(TernaryWeight.of(Trits(trits, scale[None], torch.zeros(1, dtype=torch.int32), True)))
-            matrix.weight.dtype = weight.dtype
 
 
 def export(name: str, folder: Path, module: LanguageModel, raw: dict, type: str) -> dict:

@@ -1,6 +1,7 @@
 """What `leanlm eval` found, as tables."""
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,14 @@ def show(found: dict, suite=None) -> None:
             console.print(make_table(found["tasks"], "groups"), markup=False)
     if suite:
         show_suite(console, suite, found)
+
+
+def show_columns(columns: Sequence[tuple[str, list[str]]]) -> None:
+    """(heading, texts) side by side; headings take two lines where they are long."""
+    table = _table(*(heading for heading, _ in columns))
+    for line in zip(*(texts for _, texts in columns)):
+        table.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 def items(name: str, kinds: dict[str, dict]) -> Table:
@@ -46,6 +55,7 @@ def text(source: str, scores: dict) -> list:
 
 def _table(*headings: str) -> Table:
     table = Table(*headings, box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     return table

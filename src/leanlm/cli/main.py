@@ -34,6 +34,7 @@ VERBS = {
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "eval": ("leanlm.cli.eval", "the tables of model cards, local tasks, perplexity and bits per byte"),
+    "compare": ("leanlm.cli.compare", "quality, memory and speed of models and formats, as a page with figures"),
     "lm-eval": ("leanlm.cli.lm_eval", "the lm-evaluation-harness's own command line, with leanlm's models"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
     "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),

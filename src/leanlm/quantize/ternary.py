@@ -1,11 +1,14 @@
-"""Ternary matrices: packed without loss, or refused."""
+"""Ternary matrices: packed without loss, or refused; rounded without training where only their shape or cost matters."""
 
 import torch
 from torch import Tensor
 
 from leanlm.errors import CheckFailed
+from leanlm.model.format import NEVER
+from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import TernaryWeight
-from leanlm.ops import packing
+from leanlm.ops import absmean, packing
+from leanlm.ops.absmean import Bands
 
 
 def quantize(weight: Tensor, name: str) -> TernaryWeight:
@@ -18,6 +21,16 @@ def quantize(weight: Tensor, name: str) -> TernaryWeight:
             "no bands of rows or columns with one magnitude each; quantise it with --scheme int4, or train it ternary"
         )
     return TernaryWeight.of(found)
+
+
+def round_matrices(module: LanguageModel) -> None:
+    """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude, without training: few models are of use
+    after it."""
+    for name, matrix in module.matrices().items():
+        if name.startswith("layers") and not name.endswith(NEVER):
+            weight = matrix.weight.detach()
+            matrix.hold(TernaryWeight.of(absmean.ternarise(weight.float(), Bands((len(weight),), True))))
+            matrix.weight.dtype = weight.dtype
 
 
 def distinct(weight: Tensor) -> int:

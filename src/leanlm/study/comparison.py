@@ -1,0 +1,192 @@
+"""What a bit buys: models in formats and with states of several precisions, each measured the same way, a row each."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from leanlm.api import Model, load
+from leanlm.bench import speed
+from leanlm.checkpoint.aside import replacing
+from leanlm.errors import CheckFailed, UsageError
+from leanlm.evaluate import items, recall, text
+from leanlm.evaluate.items import Item
+from leanlm.model import format
+from leanlm.quantize import convert, ternary
+
+TEXTS = (256, 1024, 4096, 16384, 65536)  # tokens after which the state's bytes are told
+CONTEXT, PROMPT, NEW = 256, 256, 32  # tokens: before decoding, of prefill, decoded in a turn
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the format its matrices are held in (None: as stored), and that of its recurrent states (None: float32)."""
+
+    model: str
+    format: str | None = None
+    state: str | None = None
+
+    @property
+    def name(self) -> str:
+        held = f"{self.model}@{self.format}" if self.format else self.model
+        return f"{held}, state {self.state}" if self.state else held
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured. `documents` are texts for bits per byte, `items` local tasks by name, `tasks` the harness's by name
+    and shots; `recall` are kinds of probes over `distances` and `loads`; `turns` of speed, 0 for none."""
+
+    documents: Sequence[str] = ()
+    items: Mapping[str, Sequence[Item]] = dataclasses.field(default_factory=dict)
+    tasks: tuple[tuple[str, int | None], ...] = ()
+    limit: float | None = None
+    recall: tuple[str, ...] = ()
+    distances: tuple[int, ...] = (16, 64, 256, 1024)
+    loads: tuple[int, ...] = (1, 4, 16)
+    probes: int = 32
+    turns: int = 3
+    threads: int | None = None
+
+
+def parse(spec: str) -> tuple[str, str | None]:
+    """ "builtin@int4" -> ("builtin", "int4"); without a format, or with a path that has an @ in it, the format is None."""
+    model, at, held = spec.rpartition("@")
+    if at and model and not Path(spec).exists():
+        format.parse(held)
+        return model, held
+    return spec, None
+
+
+def compare(subjects: Sequence[Subject], measures: Measures, folder: Path, tell: Tell = lambda _: None) -> list[dict]:
+    """A row for every subject. Rows lie in `folder` when done; a second call with the same measures reads them, and goes on
+    with the others. `tell` is told what is being done. Raises UsageError for two subjects of one name."""
+    if len({subject.name for subject in subjects}) < len(subjects):
+        raise UsageError("the same model in the same format is named twice")
+    meant = hashlib.sha256(repr(measures).encode()).hexdigest()
+    rows = []
+    for number, subject in enumerate(subjects, 1):
+        where = folder / re.sub(r"[^\w.@-]+", "-", subject.name).strip("-")
+        kept = where / "row.json"
+        found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if found.get("measures") != meant:
+            found = row(
+                subject, measures, where, lambda doing, n=number, s=subject: tell(f"{n} of {len(subjects)}, {s.name}: {doing}")
+            )
+            found["measures"] = meant
+            with replacing(where) as aside:
+                aside(kept.name).write_text(json.dumps(found, indent=2), encoding="utf-8")
+        rows.append({key: value for key, value in found.items() if key != "measures"})
+    return rows
+
+
+def row(subject: Subject, measures: Measures, folder: Path, tell: Tell) -> dict:
+    """One subject, measured; what takes long is kept in `folder` as it comes."""
+    tell("loading")
+    model, rounded = held(subject)
+    weights = model.module.weights().values()
+    found = {
+        **dataclasses.asdict(subject),
+        "name": subject.name,
+        "rounded": rounded,
+        "parameters": model.n_parameters,
+        "weight_bytes": sum(weight.nbytes for weight in weights),
+        "matrix_bits": matrix_bits(model),
+        "state_bytes": state_bytes(model),
+    }
+    if measures.documents:
+        done = lambda n: tell(f"text, {n} of {len(measures.documents)} documents")  # noqa: E731
+        found["text"] = text.evaluate(model, measures.documents, store=_store(folder, "text", measures), progress=done)
+    for name, asked in measures.items.items():
+        done = lambda n, name=name, asked=asked: tell(f"{name}, {n} of {len(asked)} items")  # noqa: E731
+        stored = _store(folder, f"items-{name}", measures)
+        found.setdefault("items", {})[name] = items.evaluate(model, asked, stored, done)
+    if measures.tasks:
+        found["tasks"] = harness_tasks(model, measures, folder)
+    for kind in measures.recall:
+        tell(f"recall, {kind}")
+        points = recall.curve(model, kind, measures.distances, measures.loads, measures.probes)
+        found.setdefault("recall", []).extend(dataclasses.asdict(point) for point in points)
+    if measures.turns:
+        tell("speed")
+        del model, weights
+        found["speed"] = speeds(subject, rounded, measures)
+    return found
+
+
+def held(subject: Subject) -> tuple[Model, bool]:
+    """The model in its format, and whether it was made ternary by rounding, because it was not."""
+    model, rounded = load(subject.model), False
+    if subject.format:
+        try:
+            convert.to_format(model.module, subject.format)
+        except CheckFailed:
+            ternary.round_matrices(model.module)
+            rounded = True
+    return model.keep_states(subject.state), rounded
+
+
+def matrix_bits(model: Model) -> float:
+    """Bits per weight of the matrices inside the layers, scales included."""
+    inside = [matrix.weight for name, matrix in model.module.matrices().items() if name.startswith("layers")]
+    return 8 * sum(weight.nbytes for weight in inside) / sum(weight.numel() for weight in inside)
+
+
+def state_bytes(model: Model) -> dict[str, int]:
+    """By tokens of text: what a state of exactly that room takes."""
+    limits = [n for n in TEXTS if model.config.bounded or n <= (model.config.context_length or n)]
+    return {str(n): model.module.new_state(1, n).nbytes for n in limits}
+
+
+def harness_tasks(model: Model, measures: Measures, folder: Path) -> dict:
+    """{task: {metric: {"value": v, "stderr": e}}} of the harness."""
+    from leanlm.evaluate import tasks
+
+    found = tasks.evaluate(model, measures.tasks, tasks.Settings(limit=measures.limit, store=folder))
+    return {name: metrics(scores) for name, scores in found["results"].items()}
+
+
+def metrics(scores: Mapping) -> dict[str, dict]:
+    """Of the harness's {"acc,none": v, "acc_stderr,none": e, "alias": ...}: {"acc": {"value": v, "stderr": e}}."""
+    found = {}
+    for key, value in scores.items():
+        metric, comma, filtered = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = scores.get(f"{metric}_stderr,{filtered}")
+            name = metric if filtered == "none" else f"{metric} ({filtered})"
+            found[name] = {"value": value, "stderr": error if isinstance(error, int | float) else None}
+    return found
+
+
+def speeds(subject: Subject, rounded: bool, measures: Measures) -> dict:
+    """Median tokens per second of prefill and decode at batch 1, and decode's share of a plain read of memory in turn."""
+    asked = speed.Subject(subject.model, format=subject.format, rounded=rounded)
+    settings = speed.Settings(
+        contexts=(CONTEXT,),
+        prompt=PROMPT,
+        new=NEW,
+        repeats=measures.turns,
+        threads=measures.threads,
+        state_dtype=subject.state,
+    )
+    found = speed.measure(asked, settings)
+    decode, prefill = found["decode"][0], found["prefill"][0]
+    share = decode.get("share")
+    return {
+        "decode": decode["sides"]["leanlm"],
+        "prefill": prefill["sides"]["leanlm"],
+        "share_of_read": share and share["median"],
+        "threads": found["threads"],
+        "native": found["sides"]["leanlm"]["native"],
+    }
+
+
+def _store(folder: Path, name: str, measures: Measures) -> Path:
+    """Named by what is asked too, so that other measures begin anew."""
+    asked = hashlib.sha256(repr((measures.documents, measures.items)).encode()).hexdigest()
+    return folder / f"{Path(name).name}-{asked[:8]}.jsonl"
