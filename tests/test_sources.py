@@ -1,8 +1,8 @@
 """Every command, snippet and check printed in the source documents that this version serves, as printed there.
 
 Only program, import and class names change; the original line stands beside each changed one. A hub on this machine serves
-tiny checkpoints under the published ids, with a tokenizer of their own. Installation lines, the evaluation harness commands
-and `.cuda()` on a machine without a device are left out.
+tiny checkpoints under the published ids, with a tokenizer of their own, and the evaluations read data sets of two rows.
+Installation lines and `.cuda()` on a machine without a device are left out.
 """
 
 import json
@@ -86,6 +86,42 @@ def test_generation_command_is_greedy_with_the_penalty(leanlm):
     model = library.load("cartesia-ai/Llamba-8B", dtype="bfloat16")
     text = model.generate("My favorite book is", max_new_tokens=100, do_sample=False, repetition_penalty=1.0298)
     assert json.loads(leanlm(*argv, "--json").out)["text"] == text
+
+
+# The evaluation commands. Original programs: python -m evals.cartesia_lm_eval, and lm_eval
+EVALUATIONS = {
+    "rene": "leanlm lm-eval --model rene_ssm --model_args pretrained=cartesia-ai/Rene-v0.1-1.3b-pytorch,trust_remote_code=True "
+    "--trust_remote_code --tasks copa,hellaswag,piqa,arc_easy,arc_challenge,winogrande,openbookqa --cache_requests true "
+    "--batch_size auto:4 --output_path outputs/rene_evals/",
+    "llamba": "leanlm lm-eval --model llamba_ssm --model_args pretrained=cartesia-ai/Llamba-8B,trust_remote_code=True "
+    "--trust_remote_code --tasks hellaswag,piqa,arc_easy,arc_challenge,winogrande,mmlu --cache_requests true "
+    "--batch_size auto:4 --output_path outputs/llamba_evals/",
+    "spectra": "leanlm lm-eval --model hf --model_args pretrained=SpectraSuite/TriLM_3.9B_Unpacked --tasks arc_easy,"
+    "arc_challenge,hellaswag,boolq,piqa,winogrande,lambada_openai,sciq,logiqa,mmlu_continuation,triviaqa,"
+    "crows_pairs_english,truthfulqa_mc1 --device auto --batch_size 1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluation_commands(name, leanlm, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason='the harness is not installed: pip install -c constraints.txt ".[eval]"')
+    import datasets
+    from lm_eval.caching import cache
+
+    import fake_datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", fake_datasets.load_dataset)
+    monkeypatch.setattr(cache, "PATH", str(tmp_path / "requests"))
+    monkeypatch.chdir(tmp_path)
+    program, *argv = shlex.split(EVALUATIONS[name])
+    assert program == "leanlm"
+    ran = leanlm(*argv)
+    assert ran.code == 0, ran.err
+    for task in argv[argv.index("--tasks") + 1].split(","):
+        assert f"|{task.replace('mmlu_continuation', 'mmlu (continuation)')} " in ran.out
+    if "--output_path" in argv:
+        assert list((tmp_path / "outputs").rglob("results_*.json"))
 
 
 def test_rene_card_snippet(capsys):

@@ -26,6 +26,7 @@ SERVED = ("hf", "hf-auto", "huggingface")  # by leanlm where it knows the family
 # Settings of the harness's own models that mean nothing here, or are leanlm's anyway.
 WITHOUT_EFFECT = {"trust_remote_code", "use_fast_tokenizer", "max_batch_size", "low_cpu_mem_usage", "parallelize", "backend"}
 SETTINGS = {"pretrained", "tokenizer", "revision", "dtype", "max_length", "add_bos_token", "prefix_token_id"}  # of both
+FIRST_GPU = "cuda:0"  # what the harness says where nobody says anything, without a GPU too
 NEW_TOKENS = 256  # where a task gives no limit
 GENERATED = 16  # texts that are generated together where nobody says how many
 
@@ -55,7 +56,9 @@ class HarnessModel(TemplateLM):
         if unknown := sorted(others.keys() - WITHOUT_EFFECT):
             raise UsageError(f"model_args: {unknown[0]} is unknown to leanlm")
         if isinstance(pretrained, str):
-            settings = {"dtype": dtype, "device": device or "auto", "tokenizer": tokenizer, "revision": revision}
+            if device in (None, FIRST_GPU):
+                device = "auto"
+            settings = {"dtype": dtype, "device": device, "tokenizer": tokenizer, "revision": revision}
             pretrained = api.load(pretrained, **settings).keep_states(state_dtype, cache_dtype)
         if pretrained.tokenizer is None:
             raise UsageError("the harness gives texts, and this model has no tokenizer: add tokenizer=FILE to the model_args")
