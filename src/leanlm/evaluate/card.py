@@ -121,13 +121,22 @@ def _with_index(text: str, index: list[dict], path: Path) -> str:
     head = REGEX_YAML_BLOCK.search(text)
     if not head:
         return f"---{end}{dumped}---{end}{text}"
-    before, after = _around_index(head[2])
+    before, behind = _around_index(head[2])
     if before and not before.endswith(("\n", "\r")):
         before += end
-    new = f"{head[1]}{before}{dumped if after else dumped.rstrip()}{after}{head[3]}{text[head.end() :]}"
-    if _apart(new) != _apart(text):
-        raise CheckpointError(f"{path}: its {INDEX} cannot be replaced by lines; write it as a block of its own")
+    new = f"{head[1]}{before}{dumped if behind else dumped.rstrip()}{behind}{head[3]}{text[head.end() :]}"
+    others = {key: value for key, value in _head(text).items() if key != INDEX}
+    if _head(f"---\n{before}{behind}\n---\n") != others or _head(new) != {**others, INDEX: index}:
+        raise CheckpointError(f"{path}: its head (YAML) is not written line by line; begin a line with each of its keys")
     return new
+
+
+def _head(text: str) -> dict | None:
+    """What a card's head says, None where it cannot be understood."""
+    try:
+        return RepoCard(text).data.to_dict()
+    except Exception:  # yaml's own errors
+        return None
 
 
 def _around_index(yaml: str) -> tuple[str, str]:
@@ -139,8 +148,3 @@ def _around_index(yaml: str) -> tuple[str, str]:
     while end > begin and not lines[end - 1].strip():
         end -= 1
     return "".join(lines[:begin]), "".join(lines[end:])
-
-
-def _apart(text: str) -> dict:
-    """What the card's head says besides the index."""
-    return {key: value for key, value in RepoCard(text).data.to_dict().items() if key != INDEX}
