@@ -29,7 +29,7 @@ RESULTS = {
     },
     "group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_anatomy"], "tag_alone": ["in_a_tag"]},
     "configs": {"arc_easy": {"dataset_path": "allenai/ai2_arc", "dataset_name": "ARC-Easy", "test_split": "test"}},
-    "n-shot": {"mmlu": 5, "mmlu_stem": 5, "mmlu_anatomy": 5, "arc_easy": 0, "triviaqa": 0},
+    "n-shot": {"mmlu_anatomy": 5, "arc_easy": 0, "triviaqa": 0},  # not of groups of groups
 }
 
 CARD = """---
@@ -105,7 +105,7 @@ OURS = {
     ("mmlu", 5, "acc_stderr"): 0.004,
     ("mmlu_stem", 5, "acc"): 0.3,
     ("mmlu_stem", 5, "acc_stderr"): 0.008,
-    ("in_a_tag", 0, "acc"): 0.5,
+    ("in_a_tag", None, "acc"): 0.5,
 }
 
 
@@ -140,11 +140,11 @@ def test_the_same_measurements_are_replaced_and_others_kept(readme):
     again = {
         "results": {"arc_easy": {"acc,none": 0.75}, "mmlu": {"acc,none": 0.25}, "boolq": {"acc,none": 0.5}},
         "configs": RESULTS["configs"],
-        "n-shot": {"mmlu": 0},
+        "n-shot": {"mmlu": 0, "arc_easy": 0},
     }
     first = index(path)
     card.write(again, "mine", path)
-    changed = {("arc_easy", 0, "acc"): 0.75, ("mmlu", 0, "acc"): 0.25, ("boolq", 0, "acc"): 0.5}
+    changed = {("arc_easy", 0, "acc"): 0.75, ("mmlu", 0, "acc"): 0.25, ("boolq", None, "acc"): 0.5}
     assert index(path) == {**first, **changed}
     text = path.read_bytes()
     card.write(again, "mine", path)
@@ -181,6 +181,14 @@ def test_any_head_and_body_are_kept(tmp_path_factory, keys, at, body):
     data = yaml.safe_load(written.removesuffix(f"---\n{body}").removeprefix("---\n"))
     assert {key: value for key, value in data.items() if key != "model-index"} == keys
     assert list(data) == [key for key, _ in items]
+
+
+def test_some_of_a_tasks_questions_are_another_measurement(readme):
+    path = readme(CARD)
+    card.write(RESULTS, "mine", path)
+    card.write({**RESULTS, "config": {"limit": 10}}, "mine", path)
+    shown = [one.dataset_args for one in ModelCard.load(path).data.eval_results if one.metric_name == "acc_norm"]
+    assert shown == [{"num_few_shot": 0}, {"num_few_shot": 0, "limit": 10}]
 
 
 def test_a_card_of_several_models(readme):

@@ -11,10 +11,9 @@ from leanlm.evaluate.suites import Cell, Row, Suite
 def published(suite: Suite) -> Table:
     """The suite's rows as printed. Wide: give it a console without a limit."""
     details = list(suite.rows[0].details)
-    columns = [task.label for task in suite.tasks] + ([suite.average.label] if suite.average else [])
-    table = tables.figures("model", *details, *columns)
+    table = tables.figures("model", *details, *suite.columns)
     for row in suite.rows:
-        table.add_row(row.model, *row.details.values(), *(row.values.get(label, "") for label in columns))
+        table.add_row(row.model, *row.details.values(), *(row.values.get(label, "") for label in suite.columns))
     return table
 
 

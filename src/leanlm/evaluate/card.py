@@ -12,6 +12,7 @@ from huggingface_hub.utils import yaml_dump
 
 from leanlm.checkpoint import aside
 from leanlm.errors import CheckpointError, NotFound, UsageError, first_line
+from leanlm.evaluate import suites
 
 INDEX = "model-index"
 HARNESS = {"source_name": "lm-evaluation-harness", "source_url": "https://github.com/EleutherAI/lm-evaluation-harness"}
@@ -21,7 +22,7 @@ def write(results: Mapping, model_name: str, path: Path) -> None:
     """Put the harness's `results` into the card `path`, which is made, with the model's name, where there is none.
 
     Values are the harness's own (an accuracy of 0.5 is half), each with its standard error beside it, and replace those of
-    the same task, number of examples and metric. All else stays as it is written, the name in the card's index too. Of a
+    the same task, number of examples, limit and metric. All else stays as it is written, the name in the card's index too. Of a
     group with results of its own, those of its tasks are left out. Raises UsageError where there are no results, and
     CheckpointError, with the card untouched, where its head cannot be understood.
     """
@@ -79,6 +80,7 @@ def _metrics(results: Mapping, task: str) -> dict[str, float]:
 def _blocks(results: Mapping, task: str) -> list[dict]:
     """A task's results as the index has them: one block, or none."""
     config = results.get("configs", {}).get(task, {})
+    given = {"num_few_shot": suites.shots(results, task), "limit": results.get("config", {}).get("limit")}
     found = []
     for key, value in _metrics(results, task).items():
         metric, _, filter = key.partition(",")
@@ -89,7 +91,7 @@ def _blocks(results: Mapping, task: str) -> list[dict]:
                 dataset_name=task,
                 dataset_config=config.get("dataset_name"),
                 dataset_split=config.get("test_split") or config.get("validation_split"),
-                dataset_args={"num_few_shot": results.get("n-shot", {}).get(task, 0)},
+                dataset_args={name: value for name, value in given.items() if value is not None} or None,
                 metric_type=metric,
                 metric_name=metric if filter == "none" else f"{metric}, {filter}",
                 metric_value=value,

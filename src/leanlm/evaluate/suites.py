@@ -74,8 +74,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Suite:
+    """`columns` are the labels of `tasks` and `average` in the order of the table."""
+
     name: str
     about: str
+    columns: tuple[str, ...]
     tasks: tuple[Task, ...]
     average: Average | None
     rows: tuple[Row, ...]
@@ -124,20 +127,17 @@ def suite(name: str) -> Suite:
     average = described.get("average")
     average = Average(average["label"], tuple(average["of"])) if average else None
     provenance = Provenance(**described["provenance"])
-    rows = _rows(name, described.get("details", []), provenance)
-    return Suite(name, described["about"], tasks, average, rows, provenance)
-
-
-def _rows(name: str, details: Sequence[str], provenance: Provenance) -> tuple[Row, ...]:
+    details = described.get("details", [])
     with (PUBLISHED / f"{name}.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    rows = []
-    for printed in table:
-        model, known = printed.pop("model"), printed.pop("name")
-        about = {label: printed.pop(label) for label in details}
-        values = {label: value for label, value in printed.items() if value}
-        rows.append(Row(model, known, values, about, provenance))
-    return tuple(rows)
+        table = csv.DictReader(file)
+        columns = tuple(label for label in table.fieldnames or () if label not in ("model", "name", *details))
+        rows = tuple(_row(printed, columns, details, provenance) for printed in table)
+    return Suite(name, described["about"], columns, tasks, average, rows, provenance)
+
+
+def _row(printed: Mapping[str, str], columns: Sequence[str], details: Sequence[str], provenance: Provenance) -> Row:
+    values = {label: printed[label] for label in columns if printed[label]}
+    return Row(printed["model"], printed["name"], values, {label: printed[label] for label in details}, provenance)
 
 
 def compared(suite: Suite, row: Row | None, results: Mapping) -> list[Cell]:
@@ -147,7 +147,9 @@ def compared(suite: Suite, row: Row | None, results: Mapping) -> list[Cell]:
     mean of the columns printed beside it, nothing is said but why.
     """
     cells = [_cell(task, row, results) for task in suite.tasks]
-    return [*cells, _mean(suite.average, row, cells)] if suite.average else cells
+    if suite.average:
+        cells.append(_mean(suite.average, row, cells))
+    return sorted(cells, key=lambda cell: suite.columns.index(cell.label))
 
 
 def agree(ours: float, error: float, printed: str, reading: float = 0.0) -> bool:
@@ -161,12 +163,22 @@ def half_digit(printed: str) -> float:
     return 0.5 * 10.0 ** int(Decimal(printed).as_tuple().exponent)
 
 
+def shots(results: Mapping, task: str) -> int | None:
+    """How many examples a task was given in the harness's `results`, a group all of its tasks; None where they do not say."""
+    given = results.get("n-shot", {}).get(task)
+    if given is not None:
+        return given
+    inside = {shots(results, part) for part in results.get("group_subtasks", {}).get(task, ())}
+    return inside.pop() if len(inside) == 1 else None
+
+
 def _cell(task: Task, row: Row | None, results: Mapping) -> Cell:
     found = results["results"].get(task.result, {})
     ours, error = (_number(found.get(f"{name},{task.filter}")) for name in (task.metric, f"{task.metric}_stderr"))
     ours, error = (None if value is None else value * task.scale for value in (ours, error))
-    shots = results.get("n-shot", {}).get(task.result, task.shots)
-    note = f"{shots}-shot instead of {task.shots}-shot" if ours is not None and shots != task.shots else ""
+    given = shots(results, task.result)
+    other = ours is not None and given not in (None, task.shots)
+    note = f"{given}-shot instead of {task.shots}-shot" if other else ""
     return _beside(row, task.label, ours, error, note)
 
 
