@@ -127,7 +127,7 @@ def test_all_else_stays(readme):
     card.write(RESULTS, "mine", path)
     before, _, behind = CARD.partition("model-index:\n")
     text = path.read_text()
-    assert text.startswith(before) and text.endswith(behind[behind.index("\n# The rest.") :])
+    assert text.startswith(before) and text.endswith(behind[behind.index("\n\n# The rest.") :])
     old = yaml.safe_load(CARD.split("---\n")[1])["model-index"][0]["results"]
     (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
     assert entry["name"] == "mamba-7b" and entry["results"][:2] == old

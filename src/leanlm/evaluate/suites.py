@@ -35,8 +35,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Task:
-    """A column: `metric` of the harness's task or group `name` (of the `part` of a group that has parts without tasks' names)
-    after `filter`, with `shots` examples. What is printed is the harness's value times `scale`."""
+    """A column: `metric` of the harness's task or group `name`, or of a `part` that the group itself defines, after `filter`,
+    with `shots` examples. What is printed is the harness's value times `scale`."""
 
     label: str
     name: str
