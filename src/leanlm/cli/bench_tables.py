@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from leanlm.cli import sizes
+from leanlm.cli import sizes, tables
 
 
 def show(found: dict) -> None:
@@ -48,7 +48,7 @@ def speeds(title: str, rows: list[dict]) -> Table:
     first = "tokens" if title == "prefill" else "context"
     last = ["first token"] if title == "prefill" else []
     headings = [title, "batch", *(f"{name}, tokens/s" for name in rows[0]["sides"]), *(f"over {name}" for name in peers), *last]
-    table = _table(*headings)
+    table = tables.figures(*headings)
     for row in rows:
         cells = [f"{side['tokens_per_second']:.1f} ({side['spread']:.2f})" for side in row["sides"].values()]
         cells += ["{median:.2f}x ({lowest:.2f} to {highest:.2f})".format(**row["ratios"][name]) for name in peers]
@@ -60,7 +60,7 @@ def speeds(title: str, rows: list[dict]) -> Table:
 def traffic(rows: list[dict]) -> Table:
     """The bytes of a step beside the rate of a plain read."""
     names = ("context", "batch", "weights", "state", "keys/values", "bytes/token", "plain read", "share of it", "weights alone")
-    table = _table(*names)
+    table = tables.figures(*names)
     for row in rows:
         moved = row["bytes_per_step"]
         table.add_row(
@@ -77,15 +77,7 @@ def traffic(rows: list[dict]) -> Table:
 
 def profile(name: str, call: dict) -> Table:
     """Kinds of steps, the slowest first."""
-    table = _table(f"{name}: {call['batch']} x {call['tokens']} at {call['context']}", "steps", "ms", "share")
+    table = tables.figures(f"{name}: {call['batch']} x {call['tokens']} at {call['context']}", "steps", "ms", "share")
     for row in call["steps"]:
         table.add_row(row["step"], f"{row['count']}", f"{1000 * row['seconds']:.3f}", f"{row['share']:.1%}")
-    return table
-
-
-def _table(first: str, *rest: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in rest:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
