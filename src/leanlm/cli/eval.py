@@ -28,7 +28,11 @@ class Command(options.Source):
     tasks: str | None = None
     """Tasks or groups of the harness, with commas between them (`leanlm lm-eval ls tasks` lists them)."""
     suite: str | None = None
-    """Tasks, shots and metrics of a published table, its rows beside ours; --suite list tells which there are."""
+    """Tasks, shots and metrics of a published table, ours beside it; --suite list tells which there are."""
+    beside: str | None = None
+    """The row of the suite's table to compare with, as it is printed there; by default that of MODEL."""
+    published: bool = False
+    """Print the suite's table as published, and evaluate nothing."""
     items: Append[tuple[Path, ...]] = ()
     """A local task: a file with a JSON object a line, with "context" and either "choices" and "answer" (the right one's number,
     from 0), or "continuation", or "answer" alone (generated text must equal it); may be repeated."""
@@ -61,7 +65,9 @@ def run(command: Command) -> None:
     if command.suite == "list":
         return list_suites()
     check(command)
-    suite = find_suite(command)
+    suite, row = find_suite(command)
+    if command.published:
+        return show_published(suite)
     from leanlm.evaluate import items as local
 
     asked = {str(path): local.read(path) for path in command.items}
@@ -74,18 +80,28 @@ def run(command: Command) -> None:
         found["text"] = {source: run_text(model, source, documents, command) for source, documents in texts.items()}
     if command.tasks or suite:
         found["tasks"] = run_tasks(model, suite, command)
+    cells = []
+    if suite:
+        from leanlm.evaluate import suites
+
+        cells = suites.compared(suite, row, found["tasks"])
+        found["suite"] = {"name": suite.name, "beside": row and row.model, "cells": [dataclasses.asdict(c) for c in cells]}
     keep(found, command)
     if command.json:
         print(json.dumps(found, indent=2, default=str))
     else:
         from leanlm.cli import eval_tables
 
-        eval_tables.show(found, suite)
+        eval_tables.show(found)
+        if suite:
+            eval_tables.show_suite(suite, row, cells)
     return None
 
 
 def check(command: Command) -> None:
     """Raises UsageError for flags that cannot be meant, before anything is loaded."""
+    if (command.beside or command.published) and not command.suite:
+        raise UsageError("--beside and --published are of a --suite, and none is given")
     if not (command.tasks or command.suite or command.items or command.text):
         raise UsageError("nothing to evaluate on: give --tasks, --suite, --items or --text")
     for name in ("window", "num_fewshot", "limit"):
@@ -96,6 +112,9 @@ def check(command: Command) -> None:
     word, _, times = command.batch_size.partition(":")
     if not (word == "auto" and (not times or times.isdecimal())) and not (word.isdecimal() and int(word) and not times):
         raise UsageError(f"--batch_size {command.batch_size}: give a number, auto, or auto:4")
+    for kind, given in (("items", command.items), ("text", command.text)):
+        if len({Path(name).stem for name in given}) < len(given):
+            raise UsageError(f"--{kind}: two of one name, whose results could not be told apart; evaluate them one by one")
     if command.output_path and command.output_path.is_file():
         raise UsageError(f"--output_path {command.output_path}: is a file; give a folder")
     if command.card and command.card.is_dir():
@@ -105,11 +124,16 @@ def check(command: Command) -> None:
 
 
 def find_suite(command: Command):
+    """The suite asked for, and the row of its table that is compared with; None for what there is not."""
     if command.suite is None:
-        return None
+        return None, None
     from leanlm.evaluate import suites
 
-    return suites.suite(command.suite)
+    suite = suites.suite(command.suite)
+    row = suite.row(command.beside or command.model)
+    if command.beside and row is None:
+        raise UsageError(f"--beside {command.beside}: no row of {suite.name}; leanlm eval --suite {suite.name} --published")
+    return suite, row
 
 
 def list_suites() -> None:
@@ -117,6 +141,16 @@ def list_suites() -> None:
 
     for name in suites.names():
         print(f"{name:15}{suites.suite(name).about}")
+
+
+def show_published(suite) -> None:
+    from rich.console import Console
+
+    from leanlm.cli import suite_tables
+
+    Console(width=1000).print(suite_tables.published(suite))
+    source = suite.provenance
+    print(f"{source.kind}: {source.source}, {source.url}", *([source.note] if source.note else []), sep="\n")
 
 
 def read_text(source: str) -> list[str]:
@@ -154,7 +188,7 @@ def run_tasks(model, suite, command: Command) -> dict:
 
 def store(command: Command, kind: str, name: str) -> Path | None:
     """Where results are kept as they come."""
-    return command.output_path / f"{kind}-{Path(name).name}.jsonl" if command.output_path else None
+    return command.output_path / f"{kind}-{Path(name).stem}.jsonl" if command.output_path else None
 
 
 @contextmanager

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from leanlm.cli import suite_tables, tables
+from leanlm.evaluate.suites import Cell, Row, Suite
 
-def show(found: dict, suite=None) -> None:
+
+def show(found: dict) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
     for name, kinds in found.get("items", {}).items():
         console.print(items(name, kinds))
@@ -19,20 +22,24 @@ def show(found: dict, suite=None) -> None:
         console.print(make_table(found["tasks"]), markup=False)
         if found["tasks"].get("groups"):
             console.print(make_table(found["tasks"], "groups"), markup=False)
-    if suite:
-        show_suite(console, suite, found)
+
+
+def show_suite(suite: Suite, row: Row | None, cells: Sequence[Cell]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    console.print(suite_tables.comparison(cells))
+    console.print(*suite_tables.summary(suite, row, cells), sep="\n", markup=False)
 
 
 def show_columns(columns: Sequence[tuple[str, list[str]]]) -> None:
-    """(heading, texts) side by side; headings take two lines where they are long."""
-    table = _table(*(heading for heading, _ in columns))
+    """(heading, texts) side by side; a terminal too narrow breaks its lines."""
+    table = tables.figures(*(heading for heading, _ in columns))
     for line in zip(*(texts for _, texts in columns)):
         table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 400, highlight=False, soft_wrap=True).print(table)
 
 
 def items(name: str, kinds: dict[str, dict]) -> Table:
-    table = _table(name, "items", "metric", "value", "stderr")
+    table = tables.figures(name, "items", "metric", "value", "stderr")
     for kind, scores in kinds.items():
         for metric, score in scores.items():
             if metric != "items":
@@ -43,7 +50,7 @@ def items(name: str, kinds: dict[str, dict]) -> Table:
 
 def text(source: str, scores: dict) -> list:
     size = f"{scores['documents']} documents, {scores['tokens']} tokens, {scores['bytes']} bytes"
-    table = _table("tokens read before", "tokens", "bits per byte")
+    table = tables.figures("tokens read before", "tokens", "bits per byte")
     for span in scores["by_position"]:
         table.add_row(f"{span['from']} to {span['to'] - 1}", str(span["tokens"]), f"{span['bits_per_byte']:.4f}")
     return [
@@ -51,11 +58,3 @@ def text(source: str, scores: dict) -> list:
         f"bits per byte {scores['bits_per_byte']:.4f}, perplexity {scores['perplexity']:.3f} per token",
         table,
     ]
-
-
-def _table(*headings: str) -> Table:
-    table = Table(*headings, box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table

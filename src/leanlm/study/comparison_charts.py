@@ -104,7 +104,7 @@ def precision_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     for name, chosen in by(rows, "model", "format"):
         made = curve(name, chosen, lambda row: row["state_bytes"]["1024"], lambda row: row["text"]["bits_per_byte"], "state")
         series.append(made)
-    about = "The same weights with the recurrent state kept in fewer bits."
+    about = "The same weights with the recurrent state kept in fewer bits, rounded after every piece of text (512 tokens)."
     yield Figure("What a bit of state buys", about, "bytes of state after 1,024 tokens", "bits per byte", series)
 
 
