@@ -33,6 +33,7 @@ VERBS = {
     "telescope": ("leanlm.cli.telescope", "give a model's attention telescoping caches, to fine-tune it"),
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
+    "recall": ("leanlm.cli.recall", "how far back a model remembers, and how much at once"),
     "lm-eval": ("leanlm.cli.lm_eval", "the lm-evaluation-harness's own command line, with leanlm's models"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
     "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),
