@@ -74,8 +74,8 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def as_cache_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """`as_dtype`, or int8: what keys and values may be held in."""
+def as_state_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """`as_dtype`, or int8: what recurrent memories, and keys and values, may be held in."""
     return torch.int8 if dtype in ("int8", torch.int8) else as_dtype(dtype)
 
 
@@ -157,15 +157,17 @@ class Model:
         context length); dtypes as `keep_states` takes them (default: what it was told; `dtype` alone is that of both)."""
         if batch < 1 or (capacity is not None and capacity < 1):
             raise UsageError(f"a state of batch {batch} and capacity {capacity}: both must be at least 1")
-        return self.module.new_state(batch, capacity, as_dtype(dtype), as_cache_dtype(cache_dtype))
+        return self.module.new_state(batch, capacity, as_state_dtype(dtype), as_state_dtype(cache_dtype))
 
     def keep_states(self, dtype: torch.dtype | str | None = None, cache_dtype: torch.dtype | str | None = None) -> "Model":
         """Hold new states, those of `generate` and of sessions too, in these dtypes; returns the model.
 
-        `dtype` is that of recurrent memories (None: float32); `cache_dtype` that of keys and values: float32, bfloat16,
-        float16, or int8 with a scale per token and head (None: the model's). Raises UsageError for others.
+        `dtype` is that of recurrent memories (None: float32), `cache_dtype` that of keys and values (None: the model's): a
+        float's, or int8 with a float32 scale per row of a recurrent memory, per token and head of keys and values. Recurrent
+        memories in less than float32 are rounded after every call, so what is read in other pieces is rounded elsewhere.
+        Raises UsageError for other dtypes.
         """
-        self.module.state_dtype, self.module.cache_dtype = as_dtype(dtype), as_cache_dtype(cache_dtype)
+        self.module.state_dtype, self.module.cache_dtype = as_state_dtype(dtype), as_state_dtype(cache_dtype)
         return self
 
     def generate(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leanlm import runtime
-from leanlm.api import as_cache_dtype, as_dtype
+from leanlm.api import as_dtype, as_state_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
@@ -48,9 +48,9 @@ class Ours:
         began = time.perf_counter()
         self.module = load_module(path, as_dtype(dtype)).module
         seconds = time.perf_counter() - began
-        self.module.state_dtype, self.module.cache_dtype = as_dtype(state_dtype), as_cache_dtype(cache_dtype)
+        self.module.state_dtype, self.module.cache_dtype = as_state_dtype(state_dtype), as_state_dtype(cache_dtype)
         self.run = runtime.of(self.module)
-        native = self.run is not self.module
+        native = self.run is not self.module and self.run.takes(self.module.new_state(1, 1))
         weights = self.module.weights()
         return {
             "parameters": sum(weight.numel() for weight in weights.values()),

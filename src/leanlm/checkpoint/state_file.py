@@ -118,8 +118,8 @@ def unpack(module: LanguageModel, tensors: Mapping[str, Tensor], capacity: int) 
     growing = dict(_growing(module))
     if growing and capacity < position.max():
         raise CheckpointError(f"holds {int(position.max())} tokens, more than the capacity of {capacity} asked for")
-    cache_dtype = next((tensor.dtype for name, tensor in tensors.items() if name.endswith(".k")), None)
-    state = module.new_state(len(position), capacity or None, cache_dtype=cache_dtype)
+    dtypes = (_held_in(tensors, ".ssm", ".entry_k"), _held_in(tensors, ".k"))
+    state = module.new_state(len(position), capacity or None, *dtypes)
     if odd := state.tensors().keys() ^ tensors.keys():
         raise CheckpointError(f"is no state of this model: {min(odd)!r} is in one of them only")
     for i, memory in enumerate(state.memories):
@@ -134,6 +134,12 @@ def unpack(module: LanguageModel, tensors: Mapping[str, Tensor], capacity: int) 
                 )
     state.position = position.clone()
     return state
+
+
+def _held_in(tensors: Mapping[str, Tensor], *ends: str) -> torch.dtype:
+    """Of memories whose names end so: int8, or float32, which stands for any float (`_restored` keeps what was saved)."""
+    coded = any(name.endswith(ends) and tensor.dtype == torch.int8 for name, tensor in tensors.items())
+    return torch.int8 if coded else torch.float32
 
 
 def _restored(name: str, empty: Tensor, saved: Tensor, growing: bool) -> Tensor:

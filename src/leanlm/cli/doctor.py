@@ -74,6 +74,7 @@ def runtime() -> Section:
 
     return {
         "cpu": f"native library, {machine.instruction_set()}, {machine.threads()} threads",
+        "states": "scans in float32 and bfloat16, telescoping caches in float32; others (int8) the modules run, slower",
         "instruction sets": f"{', '.join(machine.available_sets())} of {', '.join(machine.SETS)}",
     }
 

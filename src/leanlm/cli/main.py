@@ -35,6 +35,7 @@ VERBS = {
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "eval": ("leanlm.cli.eval", "the tables of model cards, local tasks, perplexity and bits per byte"),
     "compare": ("leanlm.cli.compare", "quality, memory and speed of models and formats, as a page with figures"),
+    "recall": ("leanlm.cli.recall", "how far back a model remembers, and how much at once"),
     "lm-eval": ("leanlm.cli.lm_eval", "the lm-evaluation-harness's own command line, with leanlm's models"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
     "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),

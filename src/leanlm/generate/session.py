@@ -267,7 +267,7 @@ def with_room(module: LanguageModel, state: State, tokens: int) -> State:
     full = [i for i, mixer in mixers if isinstance(mixer, Attention) and mixer.window is None]
     if all(state.memories[i]["k"].shape[1] >= tokens for i in full):
         return state
-    roomy = module.new_state(state.batch, -(-tokens // ROOM) * ROOM, cache_dtype=state.cache_dtype)
+    roomy = module.new_state(state.batch, -(-tokens // ROOM) * ROOM, state.dtype, state.cache_dtype)
     for mine, theirs in zip(roomy.memories, state.memories, strict=True):
         for name, tensor in (theirs or {}).items():
             mine[name] = mine[name].to(tensor.dtype)

@@ -11,7 +11,7 @@ from leanlm.errors import CapacityError
 from leanlm.model import config, rotary
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory
+from leanlm.model.state import Memory, blank, quantised, scale_of
 
 
 class Attention(nn.Module):
@@ -93,8 +93,8 @@ class Attention(nn.Module):
         rows, place = torch.arange(len(k), device=k.device)[:, None], last[:, -slots:] % slots
         for name, new in (("k", k), ("v", v)):
             new = new[:, -slots:].detach()
-            if f"{name}_scale" in state:
-                new, state[f"{name}_scale"][rows, place] = quantised(new)
+            if scale_of(name) in state:
+                new, state[scale_of(name)][rows, place] = quantised(new)
             state[name][rows, place] = new.to(state[name].dtype)
 
     @staticmethod
@@ -113,9 +113,7 @@ class Attention(nn.Module):
         if slots is None:
             raise CapacityError("full attention needs to know how many tokens to make room for: give capacity=...")
         shape = (batch, slots, self.config.n_kv_heads, self.config.head_dim)
-        memory = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
-        if dtype == torch.int8:
-            memory |= {name: torch.zeros(shape[:3], device=device) for name in ("k_scale", "v_scale")}
+        memory = blank("k", shape, device, dtype) | blank("v", shape, device, dtype)
         memory |= {name: torch.zeros(batch, dtype=torch.int64) for name in ("position", "start")}
         if self.conv is not None:
             memory["conv"] = self.conv.new_tail(batch, device, own)
@@ -127,13 +125,6 @@ class Attention(nn.Module):
         self.out_proj.reset(out_std)
         if self.conv is not None:
             self.conv.reset()
-
-
-def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes [..., P] and float32 scales [...] of x [..., P]: the largest size is code 127, all zeros have the scale 0."""
-    x = x.float()
-    scales = x.abs().amax(-1) / 127
-    return (x / scales.where(scales > 0, 1)[..., None]).round().to(torch.int8), scales
 
 
 def _seen(x: Tensor, state: Memory | None) -> Tensor:
@@ -148,6 +139,6 @@ def _seen(x: Tensor, state: Memory | None) -> Tensor:
 def _recalled(state: Memory, name: str, used: int, dtype: torch.dtype) -> Tensor:
     """The first `used` slots of keys or values, in `dtype`."""
     held = state[name][:, :used]
-    if f"{name}_scale" in state:
-        held = held * state[f"{name}_scale"][:, :used, :, None]
+    if scale_of(name) in state:
+        held = held * state[scale_of(name)][:, :used, :, None]
     return held.to(dtype)

@@ -11,7 +11,7 @@ from leanlm import ops
 from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory, recall
+from leanlm.model.state import Memory, blank, recall, remember
 
 OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1
 
@@ -42,18 +42,18 @@ class DiscreteMamba2(nn.Module):
         B, C = B.unflatten(-1, (cfg.n_qk_heads, -1)), C.unflatten(-1, (cfg.n_qk_heads, -1))  # [B, L, G, N]
         y, final = ops.ssd(x, -F.softplus(a.float()), B, C, recall(state, "ssm"), segments)
         if state:
-            state["ssm"].copy_(final.detach())
+            remember(state, "ssm", final)
         y = (y + self.D.float()[:, None] * x).flatten(2).to(z.dtype)
         gate = z if self.z_bias is None else z + self.z_bias
         return self.out_proj(y * F.silu(gate))
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory; the scan's state in float32 unless `dtype` says otherwise."""
+        """Empty memory; the scan's state in float32 unless `dtype`, a float's or int8, says otherwise."""
         device = device or self.D.device
         shape = (batch, self.config.n_v_heads, self.config.head_dim, self.config.d_state)
         return {
             "conv": self.conv.new_tail(batch, device, self.in_proj.weight.dtype),
-            "ssm": torch.zeros(shape, device=device, dtype=dtype or torch.float32),
+            **blank("ssm", shape, device, dtype or torch.float32),
         }
 
     @torch.no_grad()

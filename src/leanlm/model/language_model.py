@@ -182,7 +182,8 @@ class LanguageModel(nn.Module):
 
         `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048 where it is
         unknown). `dtype` is that of the recurrent states (default: `state_dtype`, else float32); `cache_dtype` that of keys
-        and values, a float's or int8 (default: `dtype`, else the model's own `cache_dtype`, else its dtype).
+        and values (default: `dtype`, else the model's own `cache_dtype`, else its dtype). Each is a
+        float's or int8.
         """
         capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
         caches, recurrent = cache_dtype or dtype or self.cache_dtype, dtype or self.state_dtype

@@ -14,7 +14,7 @@ from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.packed import matmul
-from leanlm.model.state import Memory, recall
+from leanlm.model.state import Memory, blank, recall, remember
 
 
 class Mamba1(nn.Module):
@@ -40,17 +40,17 @@ class Mamba1(nn.Module):
         A = -torch.exp(self.A_log.float())
         y, final = ops.selective_scan(x.float(), dt, A, B, C, recall(state, "ssm"), segments)
         if state:
-            state["ssm"].copy_(final.detach())
+            remember(state, "ssm", final)
         y = (y + self.D.float() * x.float()) * F.silu(z.float())
         return self.out_proj(y.to(x.dtype))
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory; the scan's state in float32 unless `dtype` says otherwise."""
+        """Empty memory; the scan's state in float32 unless `dtype`, a float's or int8, says otherwise."""
         device = device or self.A_log.device
         shape = (batch, self.config.d_inner, self.config.d_state)
         return {
             "conv": self.conv.new_tail(batch, device, self.in_proj.weight.dtype),
-            "ssm": torch.zeros(shape, device=device, dtype=dtype or torch.float32),
+            **blank("ssm", shape, device, dtype or torch.float32),
         }
 
     def reset(self, std: float, out_std: float) -> None:

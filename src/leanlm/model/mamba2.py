@@ -12,7 +12,7 @@ from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.mamba1 import reset_dt_bias
-from leanlm.model.state import Memory, recall
+from leanlm.model.state import Memory, blank, recall, remember
 
 
 class Mamba2(nn.Module):
@@ -44,7 +44,7 @@ class Mamba2(nn.Module):
         log_decay = dt * -torch.exp(self.A_log.float())
         y, final = ops.ssd(x * dt[..., None], log_decay, B, C, recall(state, "ssm"), segments)
         if state:
-            state["ssm"].copy_(final.detach())
+            remember(state, "ssm", final)
         y = (y + self.D.float().view(cfg.n_heads, -1) * x).flatten(2).to(z.dtype)  # [B, L, I]
         if self.norm_weight is not None:
             y = ops.gated_norm(y, z, self.norm_weight, cfg.norm_eps, cfg.n_groups, cfg.norm_before_gate)
@@ -55,12 +55,12 @@ class Mamba2(nn.Module):
         return self.out_proj(y)
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory; the scan's state in float32 unless `dtype` says otherwise."""
+        """Empty memory; the scan's state in float32 unless `dtype`, a float's or int8, says otherwise."""
         device = device or self.A_log.device
         shape = (batch, self.config.n_heads, self.config.head_dim, self.config.d_state)
         return {
             "conv": self.conv.new_tail(batch, device, self.in_proj.weight.dtype),
-            "ssm": torch.zeros(shape, device=device, dtype=dtype or torch.float32),
+            **blank("ssm", shape, device, dtype or torch.float32),
         }
 
     def reset(self, std: float, out_std: float) -> None:

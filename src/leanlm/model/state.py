@@ -1,21 +1,59 @@
-"""What a model remembers of the tokens it has read: one dict of tensors per sublayer, updated by every call."""
+"""What a model remembers of the tokens it has read: one dict of tensors per sublayer, updated by every call.
+
+A memory may be held in 8 bits: codes [..., N] under its name, and one float32 scale [...] for every N of them under the name
+with `_scale`. Mixers neither see nor make codes: `recall` gives the numbers, `remember` rounds them.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from leanlm.errors import UsageError
 from leanlm.ops.pages import Arena
 
 Memory = dict[str, Tensor]  # a mixer's memory by name; axis 0 of every tensor is the batch
 
 
+def blank(name: str, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> Memory:
+    """An empty memory of one name, zeros [*shape] in `dtype`, a float's or int8."""
+    memory = {name: torch.zeros(*shape, device=device, dtype=dtype)}
+    if dtype == torch.int8:
+        memory[scale_of(name)] = torch.zeros(*shape[:-1], device=device)
+    return memory
+
+
 def recall(memory: Memory | None, name: str) -> Tensor | None:
-    """memory[name] to compute from (None without a memory): under autograd a copy, since the memory itself is overwritten
-    before the backward pass reads what the forward pass was given."""
+    """memory[name] to compute from (None without a memory), float32 where it is held in 8 bits: under autograd a copy, since
+    the memory itself is overwritten before the backward pass reads what the forward pass was given."""
     if memory is None:
         return None
+    if scale_of(name) in memory:
+        return memory[name] * memory[scale_of(name)][..., None]
     return memory[name].clone() if torch.is_grad_enabled() else memory[name]
+
+
+def remember(memory: Memory, name: str, value: Tensor) -> None:
+    """Overwrite memory[name], in place, by `value`, rounded to how it is held; no gradient flows into it."""
+    value = value.detach()
+    if scale_of(name) in memory:
+        value, scales = quantised(value)
+        memory[scale_of(name)].copy_(scales)
+    memory[name].copy_(value)
+
+
+def scale_of(name: str) -> str:
+    """Under which name the scales of a memory in 8 bits are held."""
+    return f"{name}_scale"
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [..., N] and float32 scales [...] of x [..., N]: the largest size is code 127, all zeros have the scale 0.
+
+    To nearest, so that what only fades keeps its codes and rounding it again changes nothing."""
+    x = x.float()
+    scales = x.abs().amax(-1) / 127
+    return (x / scales.where(scales > 0, 1)[..., None]).round().to(torch.int8), scales
 
 
 class State:
@@ -42,9 +80,17 @@ class State:
         return sum(t.nbytes for memory in self.memories if memory for t in memory.values())
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """In which recurrent memories are held; None without any."""
+        return self._dtype_of("ssm", "entry_k")
+
+    @property
     def cache_dtype(self) -> torch.dtype | None:
         """In which keys and values are held; None without attention."""
-        return next((memory["k"].dtype for memory in self.memories if memory and "k" in memory), None)
+        return self._dtype_of("k")
+
+    def _dtype_of(self, *names: str) -> torch.dtype | None:
+        return next((m[name].dtype for m in self.memories if m for name in names if name in m), None)
 
     def clone(self) -> "State":
         """An independent copy: a fork of the texts read so far."""
@@ -65,7 +111,10 @@ class State:
         return self._map(lambda t: t.index_select(0, index.to(t.device)))
 
     def write(self, rows: Sequence[int], other: "State") -> None:
-        """Overwrite `rows` of this state, in place, by the rows of `other`, a state of the same model and capacity."""
+        """Overwrite `rows` of this state, in place, by the rows of `other`, a state of the same model and capacity. Raises
+        UsageError where one of the two is held in 8 bits and the other is not."""
+        if self.tensors().keys() != other.tensors().keys():
+            raise UsageError("one state is held in int8 and the other is not: make both with the same dtypes")
         index = torch.tensor(list(rows), dtype=torch.int64)
         for mine, theirs in zip(self.memories, other.memories, strict=True):
             for name in mine or ():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from leanlm import ops
 from leanlm.model import config, rotary
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory, recall
+from leanlm.model.state import Memory, blank, recall, remember
 from leanlm.ops.merging import Cache, Reading
 
 FACTORS = {"mean": 0.5, "sqrt2": 0.5**0.5}
@@ -58,7 +58,7 @@ class Telescoping(nn.Module):
         if state:
             for name, part in zip(PARTS, cache):
                 if part is not None:
-                    state[name].copy_(part.detach())
+                    remember(state, name, part)
             state["position"] += L
             state["start"].copy_(state["position"] - begun)
         return self.out_proj(y.flatten(2))
@@ -86,14 +86,12 @@ class Telescoping(nn.Module):
         return Cache(*(None if part is None else part.to(torch.promote_types(part.dtype, dtype)) for part in held))
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
-        """Empty memory; entries in `dtype` (default float32). It never grows, so `capacity` means nothing."""
+        """Empty memory; entries in `dtype`, a float's or int8 (default float32). It never grows: `capacity` means nothing."""
         cfg, device = self.config, device or self.k_proj.weight.device
         dtype = dtype or torch.float32
         shape = (batch, cfg.slots, cfg.n_kv_heads)
-        memory = {
-            "entry_k": torch.zeros(*shape, cfg.head_dim, device=device, dtype=dtype),
-            "entry_v": torch.zeros(*shape, cfg.v_head_dim, device=device, dtype=dtype),
-        }
+        memory = blank("entry_k", (*shape, cfg.head_dim), device, dtype)
+        memory |= blank("entry_v", (*shape, cfg.v_head_dim), device, dtype)
         empty = {"device": "cpu" if torch.device(device).type == "meta" else device, "dtype": torch.float32}
         for name in ("weight_k", "weight_v") if cfg.merge == "l2" else ("weight_k",):
             memory[name] = torch.full(shape, -math.inf, **empty)

@@ -7,6 +7,7 @@ other at any token. Packed weights are multiplied with activations rounded to 8 
 import os
 import threading
 import weakref
+from itertools import product
 from operator import is_
 
 import torch
@@ -73,7 +74,8 @@ class NativeRuntime:
         self.library = native.library()
         self.run = steps.run(self.library)
         self.growing = [isinstance(mixer, Attention) and mixer.window is None for mixer in module.config.sublayers]
-        self.shapes = [self._shapes(module.new_state(1, 1, cache_dtype=dtype)) for dtype in (None, torch.int8)]
+        held = product((torch.float32, torch.int8), repeat=2)
+        self.shapes = [self._shapes(module.new_state(1, 1, *dtypes)) for dtypes in held]
         self.program: Program | None = None
         self.snapshot: Snapshot | None = None
         self.bound: weakref.WeakKeyDictionary[State, Binding] = weakref.WeakKeyDictionary()  # of the last state only
@@ -96,6 +98,10 @@ class NativeRuntime:
             if binding is not None and binding.fits(tokens, positions) and self._are_ids(tokens):
                 return self._read(binding, tokens.long(), last_only)
         return self.module(tokens, state, last_only=last_only).float()
+
+    def takes(self, state: State) -> bool:
+        """Whether the library runs over such a state, and not the module in its place."""
+        return self._dtypes(state) is not None
 
     def _read(self, binding: Binding, tokens: Tensor, last_only: bool) -> Tensor:
         B, L = tokens.shape
