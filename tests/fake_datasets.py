@@ -1,6 +1,7 @@
-"""The data sets of the printed evaluation commands in small: two made-up rows each, in the columns that the tasks read."""
+"""The data sets of the printed evaluation commands in small: a made-up row each, some times over, in the columns that the tasks read."""
 
 import datasets
+from lm_eval.tasks._index import TaskIndex
 
 LETTERS = {"label": ["A", "B", "C", "D"], "text": ["water", "stone", "bread", "light"]}
 ROWS = {
@@ -49,16 +50,42 @@ ROWS = {
         "answer": {"aliases": ["water", "rain"], "value": "water"},
     },
     ("jannalu/crows_pairs_multilingual", "english"): {"sent_more": "He was late.", "sent_less": "She was late."},
+    ("lighteval/siqa", None): {
+        "context": "Ann gave Tom her umbrella.",
+        "question": "What will Tom do?",
+        "answerA": "stay dry",
+        "answerB": "get wet",
+        "answerC": "sing",
+        "label": "1",
+    },
     ("truthfulqa/truthful_qa", "multiple_choice"): {
         "question": "Can stones fly?",
         "mc1_targets": {"choices": ["No", "Yes"], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["No", "Yes"], "labels": [1, 0]},
     },
 }
 SUBJECT = {"question": "What is wet?", "choices": LETTERS["text"], "answer": 0}  # of MMLU
-SPLITS = ("train", "validation", "test", "dev")
+SPLITS = {"train": 6, "validation": 1, "test": 1, "dev": 6}  # rows of each: five examples and one, or a question
+
+
+INDICES: dict = {}
+
+
+def patch(monkeypatch) -> None:
+    """The harness reads these data sets, and its folders of tasks once, which takes as long as a test."""
+    build = TaskIndex.build
+
+    def remembered(self, paths, **options):
+        key = tuple(map(str, paths))
+        if key not in INDICES:
+            INDICES[key] = build(self, paths, **options)
+        return dict(INDICES[key])
+
+    monkeypatch.setattr(TaskIndex, "build", remembered)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
 def load_dataset(path: str, name: str | None = None, **_) -> datasets.DatasetDict:
     """In place of `datasets.load_dataset`; raises KeyError for a data set that is not here."""
     row = SUBJECT if path == "cais/mmlu" else ROWS[path, name]
-    return datasets.DatasetDict({split: datasets.Dataset.from_list([row] * 2) for split in SPLITS})
+    return datasets.DatasetDict({split: datasets.Dataset.from_list([row] * count) for split, count in SPLITS.items()})

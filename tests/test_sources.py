@@ -1,7 +1,7 @@
 """Every command, snippet and check printed in the source documents that this version serves, as printed there.
 
 Only program, import and class names change; the original line stands beside each changed one. A hub on this machine serves
-tiny checkpoints under the published ids, with a tokenizer of their own, and the evaluations read data sets of two rows.
+tiny checkpoints under the published ids, with a tokenizer of their own, and the evaluations read data sets of a row.
 Installation lines and `.cuda()` on a machine without a device are left out.
 """
 
@@ -108,12 +108,11 @@ GROUPS = {"mmlu_continuation": "mmlu (continuation)"}  # as the harness shows th
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluation_commands(name, leanlm, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason='the harness is not installed: pip install -c constraints.txt ".[eval]"')
-    import datasets
     from lm_eval.caching import cache
 
     import fake_datasets
 
-    monkeypatch.setattr(datasets, "load_dataset", fake_datasets.load_dataset)
+    fake_datasets.patch(monkeypatch)
     monkeypatch.setattr(cache, "PATH", str(tmp_path / "requests"))
     monkeypatch.chdir(tmp_path)
     program, *argv = shlex.split(EVALUATIONS[name])

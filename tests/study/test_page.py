@@ -43,7 +43,7 @@ def row(format: str | None, size: float, score: float, state: str | None = None)
         "text": {
             "bits_per_byte": score,
             "perplexity": 20.0,
-            "by_position": [{"from": 0, "to": 64, "tokens": 9, "bits_per_byte": 2.0}, {"from": 64, "to": 128, "tokens": 9, "bits_per_byte": 1.5}],
+            "by_position": [{"from": n, "to": n + 64, "tokens": 9, "bits_per_byte": 2 - n / 128} for n in (0, 64)],
         },
         "items": {"quiz.jsonl": {"multiple choice": {"items": 9, "acc": {"value": 0.5, "stderr": 0.1}}}},
         "tasks": {"piqa": {"acc": {"value": 0.6, "stderr": 0.02}}},

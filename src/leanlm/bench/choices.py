@@ -3,9 +3,9 @@
     python -m leanlm.bench.choices [--context 600] [--questions 6] [--threads 2] [--repeats 5] [--batch 4]
 
 Two models with random weights in float32, a Llama and a Mamba-2, are written as Hugging Face folders and asked the same
-questions: four choices of a few words each after a context of the Python standard library's source. Every turn asks the backend,
-then leanlm; the ratio of the medians is told with the lowest and highest of a turn, and the largest difference between two
-log-likelihoods.
+questions: four choices of a few words each after a context of the Python standard library's source. Every turn asks the
+backend, then leanlm; the ratio of the medians is told with the lowest and highest of a turn, and the largest difference between
+two log-likelihoods.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from leanlm import load
-from leanlm.api import Model
+from leanlm.api import Model, load
 from leanlm.bench.speed import compared
 from leanlm.data import sources
 from leanlm.evaluate.harness import HarnessModel

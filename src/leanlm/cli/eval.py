@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,6 +177,10 @@ def run_text(model, source: str, documents: list[str], command: Command) -> dict
 
 
 def run_tasks(model, suite, command: Command) -> dict:
+    if not sys.stderr.isatty():  # the harness's own progress bars
+        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if command.offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     from leanlm.evaluate import tasks
 
     shots = command.num_fewshot

@@ -24,8 +24,8 @@ def quantize(weight: Tensor, name: str) -> TernaryWeight:
 
 
 def round_matrices(module: LanguageModel) -> None:
-    """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude, without training: few models are of use
-    after it."""
+    """In place: the matrices inside the layers rounded to -1, 0 and 1 times their mean magnitude, without training: few models
+    are of use after it."""
     for name, matrix in module.matrices().items():
         if name.startswith("layers") and not name.endswith(NEVER):
             weight = matrix.weight.detach()

@@ -9,7 +9,8 @@ from leanlm.train.chart import COLOURS, NARROW, Series, number, svg
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 1240px; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
+body { margin: 0 auto; padding: 1rem; max-width: 1240px; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a;
+  background: #fff; }
 h1 { font-size: 1.6rem; margin: .2rem 0 .6rem; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; }
 p, li { max-width: 46rem; }
@@ -105,16 +106,18 @@ def share(value: float | None) -> str:
 
 
 def shown(figure: Figure) -> str:
-    dashed = "border-top-style: dashed"
     series = [Series(s.name, s.x, s.y, s.errors, style_of(n, s), s.labels) for n, s in enumerate(figure.series)]
     chart = svg("", series, figure.x_label, figure.y_label, figure.log_x, figure.log_y, NARROW, names=False)
-    key = "".join(
-        f'<li><i style="border-color: {COLOURS[n % len(COLOURS)]}; {dashed if s.style == "dashed" else ""}"></i>{escape(s.name)}</li>'
-        for n, s in enumerate(series)
-    )
+    key = "".join(f'<li><i style="{line_of(n, s)}"></i>{escape(s.name)}</li>' for n, s in enumerate(series))
     title = figure.title[:1].upper() + figure.title[1:]
     caption = f"<b>{escape(title)}</b>{escape(figure.about)}"
     return f'<figure>\n<figcaption>{caption}</figcaption>\n{chart}<ul class="key">{key}</ul>\n</figure>'
+
+
+def line_of(place: int, series: Series) -> str:
+    """The series' line in the key, as CSS."""
+    dashed = "; border-top-style: dashed" if series.style == "dashed" else ""
+    return f"border-color: {COLOURS[place % len(COLOURS)]}{dashed}"
 
 
 def style_of(place: int, series: Series) -> str:
