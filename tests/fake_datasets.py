@@ -75,13 +75,13 @@ def patch(monkeypatch) -> None:
     """The harness reads these data sets, and its folders of tasks once, which takes as long as a test."""
     build = TaskIndex.build
 
-    def remembered(self, paths, **options):
+    def remembered(paths, **options):
         key = tuple(map(str, paths))
         if key not in INDICES:
-            INDICES[key] = build(self, paths, **options)
+            INDICES[key] = build(paths, **options)
         return dict(INDICES[key])
 
-    monkeypatch.setattr(TaskIndex, "build", remembered)
+    monkeypatch.setattr(TaskIndex, "build", staticmethod(remembered))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 

@@ -31,6 +31,8 @@ COMMANDS = [line for page in PAGES for block in blocks(page, "sh") for line in r
 def test_commands_parse(line):
     _, verb, *flags = shlex.split(line, comments=True)
     module = importlib.import_module(VERBS[verb][0])
+    if hasattr(module, "run_words"):
+        return  # another program's flags
     assert isinstance(parse(module.Command, flags, f"leanlm {verb}"), module.Command)
 
 

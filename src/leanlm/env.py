@@ -29,6 +29,8 @@ ISA = Variable("LEANLM_ISA", "", "instruction set of the native library, where t
 THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many as there are physical cores by default")
 DEBUG = Variable("LEANLM_DEBUG", "", "1: show tracebacks instead of one-line errors, as --debug does")
 HF_HUB_OFFLINE = Variable("HF_HUB_OFFLINE", "", "1: use only what is already on disk, as --offline does")
+HF_DATASETS_OFFLINE = Variable("HF_DATASETS_OFFLINE", "", "1: the same for data sets (read by datasets)")
+TQDM_DISABLE = Variable("TQDM_DISABLE", "", "1: no progress bars of the harness (read by tqdm)")
 HF_TOKEN = Variable("HF_TOKEN", "", "access token for gated repositories (read by huggingface_hub)")
 TOKENIZERS_PARALLELISM = Variable("TOKENIZERS_PARALLELISM", "", "false: one thread per tokenizer (read by tokenizers)")
 GOLDEN = Variable("LEANLM_GOLDEN", "", "folder of golden cases that the tests run besides their own")
@@ -56,4 +58,17 @@ SRUN = (
     SLURM_LAUNCH_NODE_IPADDR,
     SLURM_JOB_ID,
 )
-VARIABLES = (IMPL, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN, *TORCHRUN, *SRUN)
+VARIABLES = (
+    IMPL,
+    ISA,
+    THREADS,
+    DEBUG,
+    HF_HUB_OFFLINE,
+    HF_DATASETS_OFFLINE,
+    TQDM_DISABLE,
+    HF_TOKEN,
+    TOKENIZERS_PARALLELISM,
+    GOLDEN,
+    *TORCHRUN,
+    *SRUN,
+)

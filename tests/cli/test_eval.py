@@ -68,7 +68,7 @@ def test_suites_are_listed_and_printed_as_published(leanlm):
     assert all(name in listed for name in ("rene-card", "mamba-7b-card", "llamba-card", "spectra-0shot", "avengers"))
     table = leanlm("eval", "--suite", "rene-card", "--published").out
     ours = next(line for line in table.splitlines() if "Rene-v0.1-1.3b" in line)
-    assert ours.split()[-10:] == "1.5 82.0 69.4 32.6 77.5 61.7 34.4 62.9 39.2 57.5".split()
+    assert ours.split()[-10:] == ["1.5", "82.0", "69.4", "32.6", "77.5", "61.7", "34.4", "62.9", "39.2", "57.5"]
     assert "as printed" in table
 
 

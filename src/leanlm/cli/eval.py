@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from leanlm import env
 from leanlm.cli import options
 from leanlm.errors import UsageError
 
@@ -177,10 +177,11 @@ def run_text(model, source: str, documents: list[str], command: Command) -> dict
 
 
 def run_tasks(model, suite, command: Command) -> dict:
-    if not sys.stderr.isatty():  # the harness's own progress bars
-        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if not sys.stderr.isatty():
+        env.TQDM_DISABLE.put("1")
     if command.offline:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        env.HF_HUB_OFFLINE.put("1")
+        env.HF_DATASETS_OFFLINE.put("1")
     from leanlm.evaluate import tasks
 
     shots = command.num_fewshot
