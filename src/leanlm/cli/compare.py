@@ -19,7 +19,7 @@ Append = tyro.conf.UseAppendAction
 @dataclass(frozen=True)
 class Command:
     """Measure models side by side: bits per byte, tasks, recall, bytes of weights and state, speed. MODEL@FORMAT holds the
-    matrices in another format: int8, int4, int3 ... (rounded to nearest), or ternary (what is not ternary is rounded to its mean
+    matrices in another format: int8, int4, int3 ... (rounded to nearest), or ternary (what is not, rounded to its mean
     magnitude). The same command goes on where it was interrupted."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
