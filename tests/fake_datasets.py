@@ -1,4 +1,4 @@
-"""The data sets of the printed evaluation commands in small: a made-up row each, some times over, in the columns that the tasks read."""
+"""The data sets of the printed evaluation commands in small: a made-up row each, some times over."""
 
 import datasets
 from lm_eval.tasks._index import TaskIndex
