@@ -10,6 +10,7 @@ from pathlib import Path
 
 from leanlm.api import Model, load
 from leanlm.bench import speed
+from leanlm.checkpoint import locate
 from leanlm.checkpoint.aside import replacing
 from leanlm.errors import CheckFailed, UsageError
 from leanlm.evaluate import items, recall, text
@@ -18,6 +19,7 @@ from leanlm.model import format
 from leanlm.quantize import convert, ternary
 
 TEXTS = (256, 1024, 4096, 16384, 65536)  # tokens after which the state's bytes are told
+ROW = "row.json"
 CONTEXT, PROMPT, NEW = 256, 256, 32  # tokens: before decoding, of prefill, decoded in a turn
 
 Tell = Callable[[str], None]
@@ -68,54 +70,69 @@ def compare(subjects: Sequence[Subject], measures: Measures, folder: Path, tell:
     with the others. `tell` is told what is being done. Raises UsageError for two subjects of one name."""
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("the same model in the same format is named twice")
-    meant = hashlib.sha256(repr(measures).encode()).hexdigest()
     rows = []
     for number, subject in enumerate(subjects, 1):
         where = folder / re.sub(r"[^\w.@-]+", "-", subject.name).strip("-")
-        kept = where / "row.json"
+        kept, meant = where / ROW, identity(subject, measures)
         found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         if found.get("measures") != meant:
-            found = row(
-                subject, measures, where, lambda doing, n=number, s=subject: tell(f"{n} of {len(subjects)}, {s.name}: {doing}")
-            )
-            found["measures"] = meant
+            prefix = f"{number} of {len(subjects)}, {subject.name}: "
+            found = row(subject, measures, where, lambda doing, prefix=prefix: tell(prefix + doing)) | {"measures": meant}
             with replacing(where) as aside:
-                aside(kept.name).write_text(json.dumps(found, indent=2), encoding="utf-8")
+                aside(ROW).write_text(json.dumps(found, indent=2), encoding="utf-8")
         rows.append({key: value for key, value in found.items() if key != "measures"})
     return rows
+
+
+def identity(subject: Subject, measures: Measures) -> str:
+    """Of what is measured, and of the model's files by their sizes and times."""
+    files = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in locate.resolve(subject.model).iterdir()
+    )
+    return hashlib.sha256(repr((measures, files)).encode()).hexdigest()
 
 
 def row(subject: Subject, measures: Measures, folder: Path, tell: Tell) -> dict:
     """One subject, measured; what takes long is kept in `folder` as it comes."""
     tell("loading")
     model, rounded = held(subject)
-    weights = model.module.weights().values()
     found = {
         **dataclasses.asdict(subject),
         "name": subject.name,
         "rounded": rounded,
         "parameters": model.n_parameters,
-        "weight_bytes": sum(weight.nbytes for weight in weights),
+        "weight_bytes": sum(weight.nbytes for weight in model.module.weights().values()),
         "matrix_bits": matrix_bits(model),
         "state_bytes": state_bytes(model),
+        **quality(model, measures, folder, tell),
     }
-    if measures.documents:
-        done = lambda n: tell(f"text, {n} of {len(measures.documents)} documents")  # noqa: E731
-        found["text"] = text.evaluate(model, measures.documents, store=_store(folder, "text", measures), progress=done)
+    if measures.turns:
+        tell("speed")
+        del model  # the other process has its own
+        found["speed"] = speeds(subject, rounded, measures)
+    return found
+
+
+def quality(model: Model, measures: Measures, folder: Path, tell: Tell) -> dict:
+    """ "text", "items", "tasks" and "recall", those that are asked for."""
+
+    def counting(what: str, total: int) -> Callable[[int], None]:
+        return lambda done: tell(f"{what}, {done} of {total}")
+
+    found: dict = {}
+    if documents := measures.documents:
+        stored = _store(folder, "text", measures)
+        found["text"] = text.evaluate(model, documents, store=stored, progress=counting("documents", len(documents)))
     for name, asked in measures.items.items():
-        done = lambda n, name=name, asked=asked: tell(f"{name}, {n} of {len(asked)} items")  # noqa: E731
         stored = _store(folder, f"items-{name}", measures)
-        found.setdefault("items", {})[name] = items.evaluate(model, asked, stored, done)
+        found.setdefault("items", {})[name] = items.evaluate(model, asked, stored, counting(name, len(asked)))
     if measures.tasks:
         found["tasks"] = harness_tasks(model, measures, folder)
     for kind in measures.recall:
-        tell(f"recall, {kind}")
-        points = recall.curve(model, kind, measures.distances, measures.loads, measures.probes)
+        total = len(measures.distances) * len(measures.loads) * measures.probes
+        asked = measures.distances, measures.loads, measures.probes
+        points = recall.curve(model, kind, *asked, progress=counting(f"recall, {kind}", total))
         found.setdefault("recall", []).extend(dataclasses.asdict(point) for point in points)
-    if measures.turns:
-        tell("speed")
-        del model, weights
-        found["speed"] = speeds(subject, rounded, measures)
     return found
 
 
