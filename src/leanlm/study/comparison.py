@@ -70,10 +70,10 @@ def compare(subjects: Sequence[Subject], measures: Measures, folder: Path, tell:
     with the others. `tell` is told what is being done. Raises UsageError for two subjects of one name."""
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("the same model in the same format is named twice")
-    rows = []
-    for number, subject in enumerate(subjects, 1):
+    identities, rows = [identity(subject, measures) for subject in subjects], []  # before hours are spent on the first
+    for number, (subject, meant) in enumerate(zip(subjects, identities), 1):
         where = folder / re.sub(r"[^\w.@-]+", "-", subject.name).strip("-")
-        kept, meant = where / ROW, identity(subject, measures)
+        kept = where / ROW
         found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         if found.get("measures") != meant:
             prefix = f"{number} of {len(subjects)}, {subject.name}: "
