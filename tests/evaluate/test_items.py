@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hybrid_models import build
-from leanlm.api import Model
+from leanlm.api import Model, load
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.errors import CheckFailed, UsageError
 from leanlm.evaluate import items
@@ -53,6 +53,8 @@ def test_items_are_read(tmp_path):
         ({"context": "a", "continuation": ""}, "'continuation' needs texts"),
         ({"context": "a", "answer": []}, "'answer' needs texts"),
         ({"context": "a", "answer": "b", "untill": []}, "'untill' is unknown to an item of exact match"),
+        ({"context": "a", "answer": "b", "until": [1]}, "'until' needs texts"),
+        ({"context": "a", "answer": "b", "max_new_tokens": 0}, "'max_new_tokens' is 0: must be at least 1"),
     ],
 )
 def test_what_is_no_item_is_named(tmp_path, line, says):
@@ -70,10 +72,10 @@ def test_empty_files_and_others(tmp_path):
 
 def test_scores_by_hand():
     asked = [
-        Item(CHOICE, "", ("ab", "abcd"), 1),
+        Item(CHOICE, "", ("ab", "  abcd"), 1),
         Item(CHOICE, "", ("a", "b"), 0),
         Item(CLOZE, "", ("x",)),
-        Item(MATCH, "", answer=("4",)),
+        Item(MATCH, "", answer=(" 4",)),
     ]
     results = [
         {"likelihoods": [-2.0, -3.0], "greedy": [False, False]},  # per character the second is likelier
@@ -85,6 +87,24 @@ def test_scores_by_hand():
     assert found[CHOICE] == {"items": 2, "acc": {"value": 0.5, "stderr": 0.5}, "acc_norm": {"value": 1.0, "stderr": 0.0}}
     assert found[CLOZE]["perplexity"] == {"value": pytest.approx(7.389, abs=1e-3), "stderr": None}
     assert found[MATCH]["exact_match"]["value"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load("builtin-float")
+
+
+@pytest.mark.parametrize(
+    ("context", "choices"), [("impor", ("t", " zzz")), ("import o", ("s", " zzz")), ("", ("a", "b")), ("x = ", ("1", "22"))]
+)
+def test_choices_are_cut_at_one_place_and_are_never_empty(published, context, choices):
+    found = items.requests(published, context, choices)
+    start = published.tokenizer.eos_id
+    for request, choice in zip(found, choices):
+        whole = [*request.context, *request.continuation]
+        assert request.context and request.continuation
+        assert whole[whole[0] == start :] == published.tokenizer.encode(context + choice)
+    assert len({request.context for request in found}) == 1
 
 
 def test_an_interrupted_evaluation_comes_to_the_same(model, tmp_path, monkeypatch):
@@ -106,7 +126,7 @@ def test_an_interrupted_evaluation_comes_to_the_same(model, tmp_path, monkeypatc
     assert items.evaluate(model, asked, store, done.append) == whole and done[0] == 4
     assert store.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert items.evaluate(model, asked, store) == whole
-    with pytest.raises(CheckFailed, match="of other texts or another model"):
+    with pytest.raises(CheckFailed, match="other texts or another model"):
         items.evaluate(model, asked[:3], store)
     store.write_text("{}\n")
     with pytest.raises(CheckFailed, match="is damaged"):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_models import build
+from leanlm import runtime
 from leanlm.api import Model, load
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.errors import CheckFailed, UsageError
@@ -80,6 +81,14 @@ def test_an_interrupted_evaluation_comes_to_the_same(model, tmp_path):
     other = Model(build(model.config, seed=1), "mamba_ssm", model.tokenizer)
     with pytest.raises(CheckFailed, match="other texts or another model"):
         text.evaluate(other, DOCUMENTS, store=tmp_path / "cut.jsonl")
+
+
+def test_the_same_text_scores_the_same_whatever_was_read_before():
+    model = load("builtin-float")
+    document = "import os\n\n\ndef walk(top):\n    return os.walk(top)\n" * 40
+    alone = text.evaluate(model, [document])
+    runtime.of(model.module)(torch.zeros(300, 2, dtype=torch.int64), model.module.new_state(300))
+    assert text.evaluate(model, [document]) == alone
 
 
 def test_what_cannot_be_read(model):

@@ -1,11 +1,13 @@
 """Rows of a comparison: formats and states as asked for, measured alike, gone on with after an interrupt."""
 
 import json
+import shutil
 
 import pytest
 
 from hybrid_models import build
 from leanlm.api import Model
+from leanlm.checkpoint import locate
 from leanlm.cli.main import main
 from leanlm.errors import UsageError
 from leanlm.evaluate import text
@@ -69,6 +71,22 @@ def test_an_interrupted_comparison_comes_to_the_same(tmp_path, monkeypatch):
     assert compare(subjects, MEASURES, tmp_path / "cut", done.append) == whole
     assert all("2 of 2" in doing for doing in done)  # the first is not measured again
     assert whole[0]["state_bytes"]["1024"] > whole[1]["state_bytes"]["1024"]
+
+
+def test_rows_belong_to_their_model(tmp_path):
+    for folder in ("a/x", "a-x"):
+        shutil.copytree(locate.resolve("builtin-float"), tmp_path / folder)
+    asked = Measures(documents=("import os\n",), turns=0)
+    compare([Subject(str(tmp_path / "a/x"))], asked, tmp_path / "out")
+    done = []
+    compare([Subject(str(tmp_path / "a-x"))], asked, tmp_path / "out", done.append)
+    assert done
+    done.clear()
+    compare([Subject(str(tmp_path / "a-x"))], asked, tmp_path / "out", done.append)
+    assert not done
+    (tmp_path / "a-x" / "config.json").touch()
+    compare([Subject(str(tmp_path / "a-x"))], asked, tmp_path / "out", done.append)
+    assert done
 
 
 def test_two_of_one_name_are_refused(tmp_path):

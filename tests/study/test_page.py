@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -41,6 +42,7 @@ def row(format: str | None, size: float, score: float, state: str | None = None)
         "matrix_bits": 8.0,
         "state_bytes": {"256": 1000, "1024": 1000 if not state else 500, "65536": 1000},
         "text": {
+            "window": None,
             "bits_per_byte": score,
             "perplexity": 20.0,
             "by_position": [{"from": n, "to": n + 64, "tokens": 9, "bits_per_byte": 2 - n / 128} for n in (0, 64)],
@@ -118,12 +120,13 @@ def test_points_are_named_by_format_from_small_to_large():
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_errors_or_sideways_scrolling(tmp_path, width):
-    measuring = "<script>document.body.dataset.wide = document.documentElement.scrollWidth - innerWidth</script></body>"
-    (tmp_path / "page.html").write_text(HTML.replace("</body>", measuring))
+    frame = f'<iframe style="width: {width}px; height: 1900px; border: 0" srcdoc="{escape(HTML)}"></iframe>'  # of any width
+    measuring = "document.body.dataset.wide = frames[0].document.documentElement.scrollWidth"
+    (tmp_path / "page.html").write_text(f"<body style='margin: 0'>{frame}<script>onload = () => {{ {measuring} }}</script>")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", "--dump-dom"]
     shown = subprocess.run([BROWSER, *flags, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in shown.stderr
-    assert int(re.search(r'data-wide="(-?\d+)"', shown.stdout).group(1)) <= 0
+    assert int(re.search(r'data-wide="(\d+)"', shown.stdout).group(1)) <= width
     picture = (tmp_path / "page.png").read_bytes()
     assert int.from_bytes(picture[16:20]) == width and len(picture) > 30_000  # an empty page has a tenth of it

@@ -68,6 +68,10 @@ def run(command: Command) -> None:
         for state in command.states
     ]
     measures = measured(command)
+    if measures.tasks:
+        from leanlm.evaluate import tasks
+
+        tasks.find([name for name, _ in measures.tasks])
     try:
         rows = comparison.compare(subjects, measures, command.out, progress)
     finally:
@@ -75,6 +79,7 @@ def run(command: Command) -> None:
     words = "leanlm " + shlex.join(sys.argv[1:] if sys.argv[1:2] == ["compare"] else ["compare", *command.models])
     with replacing(command.out) as aside:
         aside(RESULTS).write_text(json.dumps({"command": words, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    with replacing(command.out) as aside:
         aside(PAGE).write_text(page.page("Quality against bits", rows, [f"Made by: {words}", about(command)]), encoding="utf-8")
     if command.json:
         print(json.dumps(rows, indent=2))
@@ -90,6 +95,10 @@ def check(command: Command) -> None:
     for name, least in (("text_bytes", 1), ("turns", 0), ("probes", 1), ("threads", 1), ("num_fewshot", 0)):
         if (value := getattr(command, name)) is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if command.out.is_file():
+        raise UsageError(f"--out {command.out}: is a file; give a folder")
+    if len({path.name for path in command.items}) < len(command.items):
+        raise UsageError("--items: two of one name, whose results could not be told apart; compare on them one by one")
     if command.limit is not None and command.limit <= 0:
         raise UsageError(f"--limit {command.limit:g}: must be more than 0")
 
@@ -132,7 +141,8 @@ def about(command: Command) -> str:
 
     from leanlm.cli.main import version
     from leanlm.runtime.machine import processor
+    from leanlm.study import comparison
 
     text = "" if command.text == "none" else f" Text: {command.text}, its first {command.text_bytes:,} bytes."
-    speed = f" Speed: medians of {command.turns} turns, batch 1, after 256 tokens." if command.turns else ""
+    speed = f" Speed: medians of {command.turns} turns, batch 1, after {comparison.CONTEXT} tokens." if command.turns else ""
     return f"{version()}, torch {torch.__version__}, {processor() or 'unknown processor'}.{text}{speed}"

@@ -73,6 +73,7 @@ def run(command: Command) -> None:
 
     asked = {str(path): local.read(path) for path in command.items}
     texts = {source: read_text(source) for source in command.text}
+    wanted, manager = find_tasks(suite, command)
     model = options.load(command)
     found: dict = {"model": command.model}
     if asked:
@@ -80,7 +81,7 @@ def run(command: Command) -> None:
     if texts:
         found["text"] = {source: run_text(model, source, documents, command) for source, documents in texts.items()}
     if command.tasks or suite:
-        found["tasks"] = run_tasks(model, suite, command)
+        found["tasks"] = run_tasks(model, wanted, manager, command)
     cells = []
     if suite:
         from leanlm.evaluate import suites
@@ -105,6 +106,10 @@ def check(command: Command) -> None:
         raise UsageError("--beside and --published are of a --suite, and none is given")
     if not (command.tasks or command.suite or command.items or command.text):
         raise UsageError("nothing to evaluate on: give --tasks, --suite, --items or --text")
+    harness = command.tasks or command.suite
+    for flag, needs in (("window", command.text), ("num_fewshot", command.tasks), ("limit", harness or command.items)):
+        if getattr(command, flag) is not None and not needs:
+            raise UsageError(f"--{flag} says nothing about what is evaluated here")
     for name in ("window", "num_fewshot", "limit"):
         value = getattr(command, name)
         least = 0 if name == "num_fewshot" else 1 if name == "window" else 1e-9
@@ -120,7 +125,7 @@ def check(command: Command) -> None:
         raise UsageError(f"--output_path {command.output_path}: is a file; give a folder")
     if command.card and command.card.is_dir():
         raise UsageError(f"--card {command.card}: is a folder; give a file, such as {command.card / 'README.md'}")
-    if command.card and not (command.tasks or command.suite):
+    if command.card and not harness:
         raise UsageError("--card holds results of --tasks or --suite, and neither is given")
 
 
@@ -176,7 +181,10 @@ def run_text(model, source: str, documents: list[str], command: Command) -> dict
         return text.evaluate(model, documents, command.window, store(command, "text", source), progress)
 
 
-def run_tasks(model, suite, command: Command) -> dict:
+def find_tasks(suite, command: Command):
+    """(tasks with their numbers of examples, the harness's index of them), before a model is loaded."""
+    if not (command.tasks or suite):
+        return [], None
     if not sys.stderr.isatty():
         env.TQDM_DISABLE.put("1")
     if command.offline:
@@ -184,12 +192,18 @@ def run_tasks(model, suite, command: Command) -> dict:
         env.HF_DATASETS_OFFLINE.put("1")
     from leanlm.evaluate import tasks
 
-    shots = command.num_fewshot
-    asked = [(name.strip(), shots) for name in (command.tasks or "").split(",") if name.strip()]
-    asked += [(task.name, task.shots) for task in suite.tasks] if suite else []
-    names = ("batch_size", "limit", "cache_requests", "include_path")
-    settings = tasks.Settings(**{name: getattr(command, name) for name in names}, store=command.output_path)
-    return tasks.evaluate(model, list(dict.fromkeys(asked)), settings)
+    names = [name.strip() for name in (command.tasks or "").split(",") if name.strip()]
+    wanted = dict.fromkeys((name, command.num_fewshot) for name in names)
+    if suite:
+        wanted |= dict.fromkeys((task.name, task.shots) for task in suite.tasks)
+    return list(wanted), tasks.find([name for name, _ in wanted], command.include_path)
+
+
+def run_tasks(model, wanted: list, manager, command: Command) -> dict:
+    from leanlm.evaluate import tasks
+
+    given = {name: getattr(command, name) for name in ("batch_size", "limit", "cache_requests")}
+    return tasks.evaluate(model, wanted, tasks.Settings(**given, store=command.output_path), manager)
 
 
 def store(command: Command, kind: str, name: str) -> Path | None:

@@ -41,7 +41,7 @@ def write(results: Mapping, model_name: str, path: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return file.read()
     except OSError as error:
         raise NotFound(f"{path}: cannot read this model card ({error.strerror})") from None

@@ -4,8 +4,9 @@
     {"context": "To be or not to", "continuation": " be"}                                cloze
     {"context": "Q: 2 + 2\\nA:", "answer": ["4", "four"], "until": ["\\n"]}                 exact match of what is generated
 
-Scores are those of the lm-evaluation-harness: `acc` of the likeliest choice, `acc_norm` of the likeliest per character, for
-cloze `acc` of greedy tokens and `perplexity` of whole continuations, `exact_match` of what is generated before a stop string.
+Scores are those of the lm-evaluation-harness: `acc` of the likeliest choice, `acc_norm` of the likeliest per character (without
+the space before it), for cloze `acc` of greedy tokens and `perplexity` of whole continuations, `exact_match` of what is
+generated before a stop string, blanks around it left out.
 """
 
 import json
@@ -21,7 +22,7 @@ from leanlm.evaluate import scoring
 from leanlm.evaluate.scoring import Request
 from leanlm.evaluate.store import Store, fingerprint
 
-BLOCK = 256  # items whose results are stored together
+BLOCK = 64  # items whose results are stored together
 NEW_TOKENS = 64  # of an exact match, where the item gives no limit
 CHOICE, CLOZE, MATCH = "multiple choice", "cloze", "exact match"
 KEYS = {
@@ -87,6 +88,10 @@ def item(raw) -> Item:
     if kind == CLOZE:
         _check_texts("continuation", [raw["continuation"]])
         return Item(kind, raw["context"], (raw["continuation"],))
+    if not all(isinstance(text, str) and text for text in raw.get("until", ())):
+        raise ValueError("'until' needs texts that are not empty")
+    if raw.get("max_new_tokens", 1) < 1:
+        raise ValueError(f"'max_new_tokens' is {raw['max_new_tokens']}: must be at least 1")
     answers = raw["answer"] if isinstance(raw["answer"], list) else [raw["answer"]]
     _check_texts("answer", answers)
     return Item(kind, raw["context"], answer=tuple(answers), **given)
@@ -107,7 +112,7 @@ def evaluate(
     """
     if model.tokenizer is None:
         raise UsageError("items are texts, and this model has no tokenizer: give --tokenizer")
-    stored = Store(store, fingerprint(model, repr(items)), BLOCK)
+    stored = Store(store, fingerprint(model, repr(items)), len(items), BLOCK)
     while (done := len(stored.results)) < len(items):
         progress(done)
         stored.add(_results(model, items[done : done + BLOCK]))
@@ -116,9 +121,8 @@ def evaluate(
 
 
 def _results(model: Model, items: Sequence[Item]) -> list[dict]:
-    asked = [(n, i) for n, one in enumerate(items) for i in range(len(one.continuations))]
-    requests = [pair(model, items[n].context, items[n].continuations[i]) for n, i in asked]
-    scores = dict(scoring.score(model.module, requests))
+    asked = [(n, request) for n, one in enumerate(items) for request in requests(model, one.context, one.continuations)]
+    scores = dict(scoring.score(model.module, [request for _, request in asked]))
     found: list[dict] = [{} for _ in items]
     for number, (n, _) in enumerate(asked):
         found[n].setdefault("likelihoods", []).append(scores[number].log_likelihood)
@@ -130,16 +134,21 @@ def _results(model: Model, items: Sequence[Item]) -> list[dict]:
     return found
 
 
-def pair(model: Model, context: str, continuation: str) -> Request:
-    """Tokens of both, cut as in the text as a whole; spaces that end the context belong to the continuation."""
+def requests(model: Model, context: str, continuations: Sequence[str]) -> list[Request]:
+    """Tokens of the context with each of its continuations, cut as in the text as a whole, all at the same place: behind the
+    context, without the spaces that end it, or before it where a continuation is part of one token with what is before it."""
     bare = context.rstrip()
-    continuation, encode = context[len(bare) :] + continuation, model.tokenizer.encode
-    before = encode(bare) if bare else []
-    whole = encode(bare + continuation)
-    if not before:
-        start = next(i for i in (model.tokenizer.bos_id, model.tokenizer.eos_id, *model.config.eos_ids, 0) if i is not None)
-        before, whole = [start], [start, *(whole[1:] if whole[:1] == [start] else whole)]
-    return Request(tuple(before), tuple(whole[len(before) :]))
+    start = next(i for i in (model.tokenizer.bos_id, model.tokenizer.eos_id, *model.config.eos_ids, 0) if i is not None)
+    before, *wholes = (model.tokenizer.encode(text) if text else [] for text in (bare, *(context + c for c in continuations)))
+    cut = min((min(_shared(before, whole), len(whole) - 1) for whole in wholes), default=1)
+    if cut < 1 or (cut == 1 and before == [start]):  # nothing before what is asked for
+        wholes = [whole if whole[:1] == [start] else [start, *whole] for whole in wholes]
+        cut = 1
+    return [Request(tuple(whole[:cut]), tuple(whole[cut:])) for whole in wholes]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def summarise(items: Sequence[Item], results: Sequence[dict]) -> dict[str, dict]:
@@ -155,7 +164,7 @@ def _of_choices(chosen) -> Iterator[tuple[str, dict]]:
     plain, by_length = [], []
     for one, result in chosen:
         likelihoods = result["likelihoods"]
-        lengths = [len(text) for text in one.continuations]
+        lengths = [max(1, len(text.lstrip())) for text in one.continuations]
         plain.append(_argmax(likelihoods) == one.answer)
         by_length.append(_argmax([value / length for value, length in zip(likelihoods, lengths)]) == one.answer)
     yield "acc", mean(plain)
@@ -170,7 +179,7 @@ def _of_cloze(chosen) -> Iterator[tuple[str, dict]]:
 
 
 def _of_matches(chosen) -> Iterator[tuple[str, dict]]:
-    yield "exact_match", mean([result["text"].strip() in one.answer for one, result in chosen])
+    yield "exact_match", mean([result["text"].strip() in [text.strip() for text in one.answer] for one, result in chosen])
 
 
 METRICS = {CHOICE: _of_choices, CLOZE: _of_cloze, MATCH: _of_matches}

@@ -4,7 +4,6 @@ A state of constant size makes this cheap: the examples before a question, the q
 branch of it is read once. Texts that end at a branch are read together, filled up with tokens that nobody looks at.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -159,8 +158,3 @@ def _likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits [B, L, V]: log-likelihoods [B, L] of the targets, and whether they are the likeliest."""
     chosen = logits.gather(2, targets[..., None])[..., 0]
     return chosen - logits.logsumexp(2), logits.argmax(2) == targets
-
-
-def perplexity(score: Score, tokens: int) -> float:
-    """exp of the mean negative log-likelihood."""
-    return math.exp(-score.log_likelihood / tokens)

@@ -2,8 +2,10 @@
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from leanlm.api import Model
@@ -17,27 +19,24 @@ Task = tuple[str, int | None]  # a task's or a group's name, its examples before
 @dataclass(frozen=True)
 class Settings:
     """How tasks are asked. `batch_size` is a number of texts, "auto" or "auto:N"; `limit` so many questions of each task, or
-    below 1 that part of them; `cache_requests` "true", "refresh" or "delete"; `include_path` a folder of more tasks; `store`
-    a folder in which every answer is kept as it comes, so that the same evaluation goes on behind an interrupt."""
+    below 1 that part of them; `cache_requests` "true", "refresh" or "delete"; `store` a folder in which every answer is kept as
+    it comes, so that the same evaluation goes on behind an interrupt."""
 
     batch_size: int | str = "auto"
     limit: float | None = None
     cache_requests: str | None = None
-    include_path: Path | None = None
     store: Path | None = None
 
 
-def evaluate(model: Model, tasks: Sequence[Task], settings: Settings) -> dict:
-    """The harness's own results: "results" by task, "n-shot", "versions", "n-samples", "configs".
+def evaluate(model: Model, tasks: Sequence[Task], settings: Settings, manager) -> dict:
+    """The harness's own results: "results" by task, "n-shot", "versions", "n-samples", "configs". `manager` is `find`'s.
 
-    Raises UsageError for tasks that are not there, or that cannot be read.
+    Raises UsageError for a task that cannot be built, or is asked twice.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=str(settings.include_path) if settings.include_path else None)
-    check(manager, [name for name, _ in tasks], settings.include_path)
+    if twice := next((name for name, times in Counter(name for name, _ in tasks).items() if times > 1), None):
+        raise UsageError(f"task {twice!r} is asked with several numbers of examples; evaluate them one by one")
     asked = HarnessModel(model, batch_size=settings.batch_size)
     caching = {"cache_requests": settings.cache_requests in ("true", "refresh")}
     caching |= {"rewrite_requests_cache": settings.cache_requests == "refresh"}
@@ -64,15 +63,28 @@ def built(manager, name: str) -> list:
     return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
 
-def check(manager, names: Sequence[str], include_path: Path | None) -> None:
-    """Raises UsageError for a task that the harness does not know."""
+@cache
+def index(include_path: Path | None):
+    """The harness's `TaskManager`, which reads thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(include_path) if include_path else None)
+
+
+def find(names: Sequence[str], include_path: Path | None = None):
+    """The harness's `TaskManager` with these tasks. Raises UsageError for one that it does not know, and for none."""
+    if not names:
+        raise UsageError("--tasks names no task")
     if include_path:
         check_files(include_path)
+    manager = index(include_path)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, 1)
             hint = f"did you mean {near[0]}?" if near else "leanlm lm-eval ls tasks lists them"
             raise UsageError(f"task {name!r} is unknown to the harness; {hint}")
+    return manager
 
 
 def check_files(folder: Path) -> None:

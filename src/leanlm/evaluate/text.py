@@ -22,7 +22,7 @@ def evaluate(
     store: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """What the model makes of texts: documents, tokens, bytes, `nats_per_token`, `perplexity`, `bits_per_byte`, and
+    """What the model makes of texts: `window`, documents, tokens, bytes, `nats_per_token`, `perplexity`, `bits_per_byte`, and
     `by_position`, spans of tokens read before with their bits per byte.
 
     Each document is read as one continuous text; with `window`, as windows of so many tokens that know nothing of each other,
@@ -36,12 +36,12 @@ def evaluate(
     if not documents:
         raise UsageError("there is no text to read")
     window = window or (None if model.config.bounded else model.config.context_length)
-    stored = Store(store, fingerprint(model, repr(window), repr(documents)))
+    stored = Store(store, fingerprint(model, repr(window), repr(documents)), len(documents))
     progress(len(stored.results))
     for text in documents[len(stored.results) :]:
         stored.add([spans(model, text, window)])
         progress(len(stored.results))
-    return summarise(stored.results)
+    return {"window": window, **summarise(stored.results)}
 
 
 def spans(model: Model, text: str, window: int | None) -> list[list[float]]:

@@ -72,7 +72,7 @@ def compare(subjects: Sequence[Subject], measures: Measures, folder: Path, tell:
         raise UsageError("the same model in the same format is named twice")
     identities, rows = [identity(subject, measures) for subject in subjects], []  # before hours are spent on the first
     for number, (subject, meant) in enumerate(zip(subjects, identities), 1):
-        where = folder / re.sub(r"[^\w.@-]+", "-", subject.name).strip("-")
+        where = folder / place(subject)
         kept = where / ROW
         found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         if found.get("measures") != meant:
@@ -82,6 +82,12 @@ def compare(subjects: Sequence[Subject], measures: Measures, folder: Path, tell:
                 aside(ROW).write_text(json.dumps(found, indent=2), encoding="utf-8")
         rows.append({key: value for key, value in found.items() if key != "measures"})
     return rows
+
+
+def place(subject: Subject) -> str:
+    """A folder's name for the subject's row, its own."""
+    readable = re.sub(r"[^\w@-]+", "-", subject.name).strip("-")[-60:]
+    return f"{readable}-{hashlib.sha256(subject.name.encode()).hexdigest()[:8]}"
 
 
 def identity(subject: Subject, measures: Measures) -> str:
@@ -119,6 +125,8 @@ def quality(model: Model, measures: Measures, folder: Path, tell: Tell) -> dict:
     def counting(what: str, total: int) -> Callable[[int], None]:
         return lambda done: tell(f"{what}, {done} of {total}")
 
+    for kind in measures.recall:
+        recall.check(model, kind, measures.distances, measures.loads, measures.probes)
     found: dict = {}
     if documents := measures.documents:
         stored = _store(folder, "text", measures)
@@ -127,6 +135,7 @@ def quality(model: Model, measures: Measures, folder: Path, tell: Tell) -> dict:
         stored = _store(folder, f"items-{name}", measures)
         found.setdefault("items", {})[name] = items.evaluate(model, asked, stored, counting(name, len(asked)))
     if measures.tasks:
+        tell("tasks of the harness")
         found["tasks"] = harness_tasks(model, measures, folder)
     for kind in measures.recall:
         total = len(measures.distances) * len(measures.loads) * measures.probes
@@ -164,7 +173,8 @@ def harness_tasks(model: Model, measures: Measures, folder: Path) -> dict:
     """{task: {metric: {"value": v, "stderr": e}}} of the harness."""
     from leanlm.evaluate import tasks
 
-    found = tasks.evaluate(model, measures.tasks, tasks.Settings(limit=measures.limit, store=folder))
+    settings = tasks.Settings(limit=measures.limit, store=folder)
+    found = tasks.evaluate(model, measures.tasks, settings, tasks.find([name for name, _ in measures.tasks]))
     return {name: metrics(scores) for name, scores in found["results"].items()}
 
 

@@ -1,9 +1,9 @@
 """The figures of a comparison, from its rows: what a bit buys, what is remembered, what it costs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
+from leanlm.study.figure import Figure
 from leanlm.study.recall_charts import recall_figures
 from leanlm.train.chart import Series
 
@@ -11,25 +11,12 @@ Row = dict
 Value = Callable[[Row], float | None]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A chart and what it shows, in a sentence."""
-
-    title: str
-    about: str
-    x_label: str
-    y_label: str
-    series: Sequence[Series]
-    log_x: bool = True
-    log_y: bool = False
-
-
 def figures(rows: Sequence[Row]) -> Iterator[Figure]:
     """Those that the rows have figures for."""
     for name, of in scores(rows):
         yield from against(rows, name, of)
     yield from state_figures(rows)
-    yield from recall_figures(rows, Figure)
+    yield from recall_figures(rows)
 
 
 def scores(rows: Sequence[Row]) -> Iterator[tuple[str, Value]]:
@@ -43,13 +30,12 @@ def scores(rows: Sequence[Row]) -> Iterator[tuple[str, Value]]:
 
 
 def task_metrics(row: Row) -> Iterator[tuple[str, ...]]:
-    """("items", file, kind, metric) and ("tasks", task, metric) that a row has, one metric each."""
+    """("items", file, kind, metric) and ("tasks", task, metric) that a row has."""
     for name, kinds in row.get("items", {}).items():
         for kind, found in kinds.items():
-            yield "items", name, kind, next(metric for metric in found if metric != "items")
+            yield from (("items", name, kind, metric) for metric in found if metric != "items")
     for name, found in row.get("tasks", {}).items():
-        if metric := next((m for m in ("acc_norm", "acc", "exact_match", *found) if m in found), None):
-            yield "tasks", name, metric
+        yield from (("tasks", name, metric) for metric in found)
 
 
 def score_of(row: Row, path: tuple[str, ...], part: str = "value") -> float | None:
@@ -98,14 +84,20 @@ def state_figures(rows: Sequence[Row]) -> Iterator[Figure]:
 
 def precision_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     """Bits per byte against bytes of the state, where there are states of several precisions."""
-    if not any(row["state"] for row in rows) or not any("text" in row for row in rows):
+    if not any(row["state"] for row in rows) or not any("text" in row for row in rows) or not lengths(rows):
         return
-    series = []
-    for name, chosen in by(rows, "model", "format"):
-        made = curve(name, chosen, lambda row: row["state_bytes"]["1024"], lambda row: row["text"]["bits_per_byte"], "state")
-        series.append(made)
+    tokens = lengths(rows)[-1]
+    series = [
+        curve(name, chosen, lambda row: row["state_bytes"][tokens], lambda row: row["text"]["bits_per_byte"], "state")
+        for name, chosen in by(rows, "model", "format")
+    ]
     about = "The same weights with the recurrent state kept in fewer bits, rounded after every piece of text (512 tokens)."
-    yield Figure("What a bit of state buys", about, "bytes of state after 1,024 tokens", "bits per byte", series)
+    yield Figure("What a bit of state buys", about, f"bytes of state after {int(tokens):,} tokens", "bits per byte", series)
+
+
+def lengths(rows: Sequence[Row]) -> list[str]:
+    """The numbers of tokens for which all rows tell a state's bytes."""
+    return [n for n in rows[0]["state_bytes"] if all(n in row["state_bytes"] for row in rows)]
 
 
 def by(rows: Sequence[Row], *keys: str) -> Iterator[tuple[str, list[Row]]]:

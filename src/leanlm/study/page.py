@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from leanlm.study.comparison_charts import Figure, figures, score_of, task_metrics
+from leanlm.study.comparison_charts import figures, lengths, score_of, task_metrics
+from leanlm.study.figure import Figure
 from leanlm.train.chart import COLOURS, NARROW, Series, number, svg
 
 STYLE = """
@@ -81,18 +82,31 @@ def cells(rows: Sequence[dict]) -> Iterator[tuple[str, list[str]]]:
     yield "parameters", [number(row["parameters"]) for row in rows]
     yield "bytes of weights", [number(row["weight_bytes"]) for row in rows]
     yield "bits per matrix weight", [f"{row['matrix_bits']:.2f}" for row in rows]
-    lengths = [n for n in rows[0]["state_bytes"] if all(n in row["state_bytes"] for row in rows)]
-    for n in lengths[:: max(1, len(lengths) - 1)]:
-        yield f"state after {int(n):,}", [number(row["state_bytes"][n]) for row in rows]
+    shared, most = lengths(rows), max((row["state_bytes"] for row in rows), key=len)
+    for n in dict.fromkeys([*shared[:1], *list(most)[-1:]]):
+        yield f"state after {int(n):,}", [number(row["state_bytes"][n]) if n in row["state_bytes"] else "" for row in rows]
     if any("text" in row for row in rows):
         yield "bits per byte", [f"{row['text']['bits_per_byte']:.4f}" for row in rows]
         yield "perplexity", [f"{row['text']['perplexity']:.2f}" for row in rows]
+        if any(row["text"]["window"] for row in rows):
+            yield "read in windows of", [f"{row['text']['window'] or ''}" for row in rows]
     for path in dict.fromkeys(path for row in rows for path in task_metrics(row)):
         yield " ".join(path[1:]), [score(row, path) for row in rows]
+    yield from recalls(rows)
     if any("speed" in row for row in rows):
         yield "tokens/s, decode", [f"{row['speed']['decode']['tokens_per_second']:.1f}" for row in rows]
         yield "tokens/s, prefill", [f"{row['speed']['prefill']['tokens_per_second']:.0f}" for row in rows]
         yield "share of a plain read", [share(row["speed"]["share_of_read"]) for row in rows]
+
+
+def recalls(rows: Sequence[dict]) -> Iterator[tuple[str, list[str]]]:
+    """Accuracy of every kind of probe by distance, with the smallest load."""
+    points = [{(p["kind"], p["load"], p["distance"]): p["accuracy"] for p in row.get("recall", ())} for row in rows]
+    least = min((load for found in points for _, load, _ in found), default=None)
+    for kind, load, distance in dict.fromkeys(key for found in points for key in found):
+        if load == least:
+            values = (found.get((kind, load, distance)) for found in points)
+            yield f"{kind} after {distance}", ["" if value is None else f"{value:.2f}" for value in values]
 
 
 def score(row: dict, path: tuple[str, ...]) -> str:

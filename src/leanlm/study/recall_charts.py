@@ -1,7 +1,8 @@
 """Figures of how far models remember: recall by distance, and by how much there is to remember."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from leanlm.study.figure import Figure
 from leanlm.train.chart import Series
 
 WHAT = {
@@ -11,7 +12,7 @@ WHAT = {
 }
 
 
-def recall_figures(rows: Sequence[dict], figure: Callable) -> Iterator:
+def recall_figures(rows: Sequence[dict]) -> Iterator[Figure]:
     """For every kind of probe: accuracy by distance with the smallest load, and by load at the smallest distance."""
     points = [(row["name"], point) for row in rows for point in row.get("recall", ())]
     for kind in dict.fromkeys(point["kind"] for _, point in points):
@@ -22,7 +23,7 @@ def recall_figures(rows: Sequence[dict], figure: Callable) -> Iterator:
             if len({point[along] for _, point in shown}) > 1:
                 label = "tokens in between" if along == "distance" else "things to remember"
                 about = f"{WHAT.get(kind, '')} {fixed} {least}; dashed: chance."
-                yield figure(f"Recall, {kind}, by {along}", about, label, "accuracy", list(curves(shown, along)))
+                yield Figure(f"Recall, {kind}, by {along}", about, label, "accuracy", list(curves(shown, along)))
 
 
 def curves(points: Sequence[tuple[str, dict]], along: str) -> Iterator[Series]:
