@@ -24,6 +24,7 @@ VERBS = {
     "pull": ("leanlm.cli.pull", "download a model"),
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
     "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
+    "distill": ("leanlm.cli.distill", "make a student with other mixers of a teacher, stage by stage"),
     "launch": ("leanlm.cli.launch", "print the command that trains a recipe on many processes"),
     "average": ("leanlm.cli.average", "make a model of the mean of a run's checkpoints"),
     "data": ("leanlm.cli.data", "text into token shards; import, look into and check them"),

@@ -1,0 +1,97 @@
+"""What became of a distillation: losses by stage and layer, teacher against student on held-out text, tokens, memory."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from leanlm.checkpoint import locate
+from leanlm.checkpoint.aside import replacing
+from leanlm.checkpoint.folder import read_json
+from leanlm.checkpoint.load import load_module
+from leanlm.data.shards import Shards
+from leanlm.distill import student
+from leanlm.distill.stages import Stage
+from leanlm.errors import NotFound
+from leanlm.evaluate import loss
+from leanlm.model import cost
+from leanlm.model.config import ModelConfig
+from leanlm.train import run
+
+REPORT = "report.json"
+LAST = 0.1  # share of a stage's steps that its last loss is the mean of
+
+
+def read(folder: Path) -> dict:
+    return read_json(folder / REPORT)
+
+
+def write(planned: list[Stage], folder: Path) -> dict:
+    """Measure, write report.json and return it. A teacher that is not there any more is measured no more; what was measured
+    before is kept."""
+    first, last = planned[0].recipe, planned[-1].recipe
+    name = first.distill.teacher
+    before = read(folder) if (folder / REPORT).is_file() else {}
+    ours = load_module(folder / "model")
+    found = {"name": first.name.removesuffix(f"-{planned[0].name}"), "tokens": sum(stage.tokens for stage in planned)}
+    try:
+        theirs = load_module(locate.resolve(name))
+        found["teacher"] = {"name": name, **_measured(theirs.module, last)}
+        config = theirs.config
+    except NotFound:
+        found["teacher"], config = before.get("teacher"), None
+    found["student"] = _measured(ours.module, last)
+    if found["teacher"] and found["student"].get("bits_per_byte"):
+        found["kept"] = found["teacher"]["bits_per_byte"] / found["student"]["bits_per_byte"]
+    found["memory"] = before.get("memory") if config is None else memory(config, ours.config, last.data.length)
+    layers = before.get("layers") if config is None else student.replaced(config, ours.config)
+    found |= {"layers": layers, "stages": [told(stage, folder / stage.folder) for stage in planned]}
+    with replacing(folder) as aside:
+        aside(REPORT).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _measured(module, recipe) -> dict:
+    """Parameters, and the loss on held-out text in windows of the trained length."""
+    found = {"parameters": cost.parameters(module.config)}
+    if recipe.data.held:
+        with torch.no_grad():
+            held = loss.in_windows(module, Shards(recipe.data.held), recipe.data.length)
+        found |= {"loss": held.per_token, "bits_per_byte": held.bits_per_byte}
+    return found
+
+
+def memory(teacher: ModelConfig, made: ModelConfig, length: int) -> dict:
+    """Bytes of one text's past in 16-bit models: at `length` tokens, and of every further token."""
+    sides = {}
+    for name, config in (("teacher", teacher), ("student", made)):
+        at, twice = (cost.state_bytes(config, capacity=n) for n in (length, 2 * length))
+        sides[name] = {"bytes": at, "a_token": (twice - at) / length}
+    return {"length": length, **sides}
+
+
+def told(stage: Stage, folder: Path) -> dict:
+    """What a stage's log says: its loss in the first step and the mean of its last ones, in all and by layer."""
+    lines = (folder / run.LOG).read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = {record["step"]: record for record in records if "loss" in record}
+    ordered = [steps[number] for number in sorted(steps)]
+    end = ordered[-max(1, round(LAST * len(ordered))) :]
+    found = {
+        "name": stage.name,
+        "compare": stage.recipe.distill.compare,
+        "teacher": stage.recipe.distill.teacher,
+        "tokens": stage.tokens,
+        "steps": stage.recipe.steps,
+        "loss": [ordered[0]["loss"], _mean([record["loss"] for record in end])],
+        "memory": max((record.get("memory") or 0 for record in ordered), default=0),
+    }
+    if "parts" in ordered[0]:
+        last = [_mean(list(column)) for column in zip(*(record["parts"] for record in end))]
+        found["layers"] = [list(pair) for pair in zip(ordered[0]["parts"], last)]
+    validated = [record["bits_per_byte"] for record in records if record.get("bits_per_byte") is not None]
+    return found | ({"bits_per_byte": validated[-1]} if validated else {})
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
