@@ -22,7 +22,7 @@ from leanlm.train import checkpoints, start
 from leanlm.train import origin as origins
 from leanlm.train.loss import Objective
 from leanlm.train.origin import Origin
-from leanlm.train.recipe import Recipe
+from leanlm.train.recipe import Data, Recipe
 from leanlm.train.start import Material, Note
 from leanlm.train.task import Task
 
@@ -46,6 +46,22 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """Shards of the text `source`, which all stages read: to learn from, and held-out ones, if there are any."""
+
+    source: str
+    learned: Path
+    held: Path
+
+    def read_by(self, data: Data) -> Data:
+        """These settings, with the shards in the place of their text where it is this one."""
+        if data.source != self.source:
+            return data
+        held = str(self.held) if self.held.is_dir() else ""
+        return replace(data, source="", held_out=(), sources={str(self.learned): 1.0}, held=held)
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A stage's `origin`, `material` and `objective`. `before` is the finished run of the stage before it, None for the first;
     `folder` that of the distillation, where the teacher's tokenizer lies."""
@@ -53,6 +69,7 @@ class Lesson:
     teacher: Teacher
     before: Path | None
     folder: Path
+    corpus: Corpus | None = None
 
     @property
     def task(self) -> Task:
@@ -77,7 +94,8 @@ class Lesson:
 
     def material(self, recipe: Recipe, folder: Path, origin: Origin, note: Note) -> Material:
         """What the recipe reads; with `top_k`, also what the teacher makes of it, which it is now asked for."""
-        found, distill = start.material(recipe, folder, origin, note), recipe.distill
+        data, distill = recipe.data if self.corpus is None else self.corpus.read_by(recipe.data), recipe.distill
+        found = start.material(replace(recipe, data=data), folder, origin, note)
         if not _kept(recipe):
             return found
         kept = Kept(found.rows, Path(distill.cache) if distill.cache else folder / "kept-logits")

@@ -16,7 +16,9 @@ from leanlm.errors import NotFound
 from leanlm.evaluate import loss
 from leanlm.model import cost
 from leanlm.model.config import ModelConfig
+from leanlm.model.language_model import LanguageModel
 from leanlm.train import run
+from leanlm.train.recipe import Data
 
 REPORT = "report.json"
 LAST = 0.1  # share of a stage's steps that its last loss is the mean of
@@ -26,24 +28,24 @@ def read(folder: Path) -> dict:
     return read_json(folder / REPORT)
 
 
-def write(planned: list[Stage], folder: Path) -> dict:
-    """Measure, write report.json and return it. A teacher that is not there any more is measured no more; what was measured
-    before is kept."""
-    first, last = planned[0].recipe, planned[-1].recipe
+def write(planned: list[Stage], folder: Path, data: Data) -> dict:
+    """Measure on the held-out text of `data`, write report.json and return it. Of a teacher that is not there any more what was
+    measured before is kept."""
+    first = planned[0].recipe
     name = first.distill.teacher
     before = read(folder) if (folder / REPORT).is_file() else {}
     ours = load_module(folder / "model")
     found = {"name": first.name.removesuffix(f"-{planned[0].name}"), "tokens": sum(stage.tokens for stage in planned)}
     try:
         theirs = load_module(locate.resolve(name))
-        found["teacher"] = {"name": name, **_measured(theirs.module, last)}
+        found["teacher"] = {"name": name, **_measured(theirs.module, data)}
         config = theirs.config
     except NotFound:
         found["teacher"], config = before.get("teacher"), None
-    found["student"] = _measured(ours.module, last)
+    found["student"] = _measured(ours.module, data)
     if found["teacher"] and found["student"].get("bits_per_byte"):
         found["kept"] = found["teacher"]["bits_per_byte"] / found["student"]["bits_per_byte"]
-    found["memory"] = before.get("memory") if config is None else memory(config, ours.config, last.data.length)
+    found["memory"] = before.get("memory") if config is None else memory(config, ours.config, data.length)
     layers = before.get("layers") if config is None else student.replaced(config, ours.config)
     found |= {"layers": layers, "stages": [told(stage, folder / stage.folder) for stage in planned]}
     with replacing(folder) as aside:
@@ -51,12 +53,12 @@ def write(planned: list[Stage], folder: Path) -> dict:
     return found
 
 
-def _measured(module, recipe) -> dict:
+def _measured(module: LanguageModel, data: Data) -> dict:
     """Parameters, and the loss on held-out text in windows of the trained length."""
     found = {"parameters": cost.parameters(module.config)}
-    if recipe.data.held:
+    if data.held:
         with torch.no_grad():
-            held = loss.in_windows(module, Shards(recipe.data.held), recipe.data.length)
+            held = loss.in_windows(module, Shards(data.held), data.length)
         found |= {"loss": held.per_token, "bits_per_byte": held.bits_per_byte}
     return found
 

@@ -17,7 +17,7 @@ from leanlm.checkpoint import locate
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.tokenizer import MAIN, Tokenizer
 from leanlm.distill import outcome, stages
-from leanlm.distill.lesson import Lesson, Teacher
+from leanlm.distill.lesson import Corpus, Lesson, Teacher
 from leanlm.distill.stages import Stage
 from leanlm.errors import LeanLMError, UsageError
 from leanlm.families import catalog
@@ -39,7 +39,8 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
     """
     planned = stages.of(recipe)
     with joined() as processes:
-        planned = processes.first(lambda: _reading(planned, recipe, folder, report if processes.leader else lambda _: None))
+        tell = report if processes.leader else lambda _: None
+        corpus = processes.first(lambda: _corpus(planned, recipe, folder, tell))
     teacher, before = None, None
     for stage in planned:
         where, settings = folder / stage.folder, stage.recipe
@@ -48,31 +49,23 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
         if not stages.finished(stage, where):
             if find().leader:
                 report(Report(0, settings.steps, note=f"stage {stage.number} of {len(planned)}: {stage.name}"))
-            if train(settings, where, report, Lesson(teacher, before, folder).task) is None:
+            if train(settings, where, report, Lesson(teacher, before, folder, corpus).task) is None:
                 return None
         before = where
     with joined() as processes:
-        return processes.first(lambda: _concluded(planned, folder) if processes.leader else outcome.read(folder))
+        return processes.first(lambda: _concluded(planned, folder, corpus) if processes.leader else outcome.read(folder))
 
 
-def _reading(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) -> list[Stage]:
-    """The stages, those that read the recipe's own text with the shards made of it; the teacher's tokenizer is put by."""
+def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) -> Corpus | None:
+    """The shards of the recipe's own text, where it reads some; the teacher's tokenizer is put by."""
     tokenizer = _tokenizer(planned[0].recipe.distill.teacher, folder)
     if not recipe.data.source:
-        return planned
+        return None
     if tokenizer is None:
         raise UsageError(f"{recipe.distill.teacher}: has no tokenizer to read data.source with; tokenise the data before")
     origin = dataclasses.replace(origins.fresh(recipe), tokenizer=tokenizer)
-    learned, held = start.shards(recipe, folder / "corpus", origin, lambda text: report(Report(0, recipe.steps, note=text)))
-    shards = {"source": "", "held_out": (), "sources": {str(learned): 1.0}, "held": str(held) if held.is_dir() else ""}
-    return [_with_shards(stage, recipe, shards) for stage in planned]
-
-
-def _with_shards(stage: Stage, recipe: Recipe, shards: dict) -> Stage:
-    if stage.recipe.data.source != recipe.data.source:
-        return stage
-    data = dataclasses.replace(stage.recipe.data, **shards)
-    return dataclasses.replace(stage, recipe=dataclasses.replace(stage.recipe, data=data))
+    shards = start.shards(recipe, folder / "corpus", origin, lambda text: report(Report(0, recipe.steps, note=text)))
+    return Corpus(recipe.data.source, *shards)
 
 
 def _tokenizer(teacher: str, folder: Path) -> Tokenizer | None:
@@ -84,10 +77,11 @@ def _tokenizer(teacher: str, folder: Path) -> Tokenizer | None:
     return found
 
 
-def _concluded(planned: list[Stage], folder: Path) -> dict:
+def _concluded(planned: list[Stage], folder: Path, corpus: Corpus | None) -> dict:
     """The student put in its place, and the report on it."""
     _linked(folder / planned[-1].folder / "model", folder / "model")
-    return outcome.write(planned, folder)
+    data = planned[-1].recipe.data
+    return outcome.write(planned, folder, corpus.read_by(data) if corpus else data)
 
 
 def _linked(source: Path, target: Path) -> None:
