@@ -35,7 +35,7 @@ VERBS = {
     "export": ("leanlm.cli.export", "write a model for llama.cpp, transformers or vLLM, and prove it"),
     "verify": ("leanlm.cli.verify", "check a model's weights, and that a ternary one is ternary"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
-    "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),
+    "study": ("leanlm.cli.study", "comparisons that take hours: Spectra, the Avengers and distillation in small"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }
 

@@ -34,23 +34,26 @@ def corpus(recipe: Recipe, folder: Path, data: Path | None, held: Path | None, r
     return start.shards(recipe, folder / "corpus", fresh, lambda text: report(Report(0, recipe.steps, note=text)))
 
 
-def run_all(planned: Planned, folder: Path, report: Tell, after: Callable[[list[dict]], None]) -> None:
+def run_all(
+    planned: Planned, folder: Path, report: Tell, after: Callable[[list[dict]], None], run: Callable | None = None
+) -> None:
     """Train all that is planned and store the results; `after` every run, finished now or before, is told those there are.
-    Ctrl-C raises KeyboardInterrupt once the run at work has saved."""
+    `run`, called as `train`, is what makes the model in the run's folder. Ctrl-C raises KeyboardInterrupt once the run at work
+    has saved."""
     results = []
     for number, (name, (labels, recipe)) in enumerate(planned.items(), 1):
         where = folder / name
         if not (where / "result.json").is_file():
             report(Report(0, recipe.steps, note=f"{number} of {len(planned)}: {name}"))
-            found = labels | result(recipe, where, report)
+            found = labels | result(recipe, where, report, run or train)
             write(where, "result.json", json.dumps(found, indent=2))
         results.append(json.loads((where / "result.json").read_text()))
         after(results)
 
 
-def result(recipe: Recipe, where: Path, report: Tell) -> dict:
+def result(recipe: Recipe, where: Path, report: Tell, run: Callable) -> dict:
     """Train, or go on; what the finished model, as written, makes of all held-out text."""
-    train(recipe, where, report)
+    run(recipe, where, report)
     model = load(where / "model")
     held = loss.in_windows(model.module, Shards(recipe.data.held), recipe.data.length)
     tokens = recipe.steps * recipe.schedule.batch * recipe.data.length
