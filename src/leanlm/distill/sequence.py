@@ -24,7 +24,7 @@ from leanlm.families import catalog
 from leanlm.train import origin as origins
 from leanlm.train import start
 from leanlm.train.loop import train
-from leanlm.train.processes import find, joined
+from leanlm.train.processes import joined
 from leanlm.train.recipe import Recipe
 from leanlm.train.report import Report
 
@@ -39,20 +39,19 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
     """
     planned = stages.of(recipe)
     with joined() as processes:
-        tell = report if processes.leader else lambda _: None
-        corpus = processes.first(lambda: _corpus(planned, recipe, folder, tell))
-    teacher, before = None, None
-    for stage in planned:
-        where, settings = folder / stage.folder, stage.recipe
-        if teacher is None or teacher.name != settings.distill.teacher:
-            teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype))
-        if not stages.finished(stage, where):
-            if find().leader:
+        report = report if processes.leader else lambda _: None
+        corpus = processes.first(lambda: _corpus(planned, recipe, folder, report))
+        teacher, before = None, None
+        for stage in planned:
+            where, settings = folder / stage.folder, stage.recipe
+            if teacher is None or teacher.name != settings.distill.teacher:
+                teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype))
+            if not stages.finished(stage, where):
                 report(Report(0, settings.steps, note=f"stage {stage.number} of {len(planned)}: {stage.name}"))
-            if train(settings, where, report, Lesson(teacher, before, folder, corpus).task) is None:
-                return None
-        before = where
-    with joined() as processes:
+                task = Lesson(teacher, before, folder, corpus).task
+                if train(settings, where, report, task, processes) is None:
+                    return None
+            before = where
         return processes.first(lambda: _concluded(planned, folder, corpus) if processes.leader else outcome.read(folder))
 
 

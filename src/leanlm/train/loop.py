@@ -34,19 +34,24 @@ from leanlm.train.validate import validate
 
 
 def train(
-    recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambda _: None, task: Task = LANGUAGE
+    recipe: Recipe,
+    folder: Path,
+    report: Callable[[Report], None] = lambda _: None,
+    task: Task = LANGUAGE,
+    processes: Processes | None = None,
 ) -> Path | None:
     """Train `recipe` in `folder`, going on from its newest checkpoint; returns the folder of the finished model, or None where
     the run stopped because its time was up. `task` says what is learned.
 
-    Every process that torchrun or srun started calls this; the first reports. A stop by Ctrl-C or SIGTERM is honoured at the
+    Every process that torchrun or srun started calls this, with `processes` where it has joined the others already; the first
+    reports. A stop by Ctrl-C or SIGTERM is honoured at the
     next step boundary: a checkpoint is written, then KeyboardInterrupt is raised; a second Ctrl-C does not wait. A non-finite
     loss stops the run before the weights are touched (CheckFailed naming the batch).
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     batch_size, keep, stop = recipe.schedule.batch, recipe.keep, Stop(recipe.keep.hours)
-    with joined() as processes, run.Hold(folder) as hold:
+    with nullcontext(processes) if processes else joined() as processes, run.Hold(folder) as hold:
         report = report if processes.leader else lambda _: None
 
         def note(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from leanlm.errors import UsageError
@@ -62,6 +62,8 @@ def spread(objective: Objective, parts: Iterable[nn.Module], compute: Compute, p
             part.to(processes.device)
         elif isinstance(part, nn.ModuleList):
             shard(list(part))
+            for sublayer in part:
+                register_fsdp_forward_method(sublayer, "matrix")
     if shard is not None:
         shard(objective)
     if how == "ddp":
