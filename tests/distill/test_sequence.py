@@ -11,12 +11,15 @@ import pytest
 import torch
 
 import leanlm
+import tiny_distillations
 from leanlm.checkpoint import distributed
 from leanlm.distill import lesson, sequence, stages
 from leanlm.errors import NotFound, UsageError
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed, TernaryWeight
 from leanlm.train import checkpoints
+from leanlm.train import recipe as recipes
+from leanlm.train.loop import train
 from tiny_distillations import student
 
 ALL = ("1-matrices", "2-states", "3-logits")
@@ -166,3 +169,80 @@ def test_an_absent_teacher_is_named(tmp_path):
 def test_teachers_are_read_when_asked_for(monkeypatch):
     monkeypatch.setattr(lesson, "load_module", lambda *_: pytest.fail("read"))
     lesson.Teacher("anything", torch.float32).release()
+
+
+def test_attention_kept_in_a_layer(teacher, tmp_path):
+    heads = "model.config.attn_cfg={num_heads=4, num_heads_kv=2, head_dim=8}"
+    recipe = student(tmp_path, teacher, "model.config.attn_layer_idx=[1]", heads)
+    found = sequence.distil(recipe, tmp_path / "run")
+    model = leanlm.load(tmp_path / "run" / "model")
+    assert (
+        found["layers"] == [0] and not model.config.bounded and [len(s.get("layers", ())) for s in found["stages"]] == [1, 1, 0]
+    )
+    kept = distributed.tensors(checkpoints.complete(tmp_path / "run" / "2-states")[-1])
+    weights = leanlm.load(teacher).module.state_dict()
+    assert all(torch.equal(kept[name], weights[name]) for name in kept if name.startswith("layers.1."))
+
+
+OTHERS = {
+    "mamba2": """
+name = "student"
+[model]
+family = "mamba_ssm"
+[model.config]
+d_model = 32
+n_layer = 2
+vocab_size = 300
+d_intermediate = 128
+pad_vocab_size_multiple = 1
+ssm_cfg = { layer = "Mamba2", d_state = 8, headdim = 8, expand = 1, ngroups = 4 }
+tie_embeddings = true
+[distill]
+teacher = "TEACHER"
+[distill.stages.matrices]
+[distill.stages.states]
+[distill.stages.logits]
+""",
+    "telescoping": """
+name = "student"
+[model]
+family = "hf_llama"
+[model.config]
+model_type = "telescoping_llama"
+hidden_size = 32
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+vocab_size = 300
+rms_norm_eps = 1e-5
+max_position_embeddings = 24
+tie_word_embeddings = true
+full_attention_layers = [0]
+telescoping = { slots = 8, merges = [2, 4, 6], merge = "self_score", entry_norm = false, mask_empty = true }
+[distill]
+teacher = "TEACHER"
+[distill.stages.states]
+[distill.stages.logits]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(tmp_path_factory):
+    """A teacher with MLPs of 128, to which mamba_ssm rounds them."""
+    folder = tmp_path_factory.mktemp("wide")
+    text = tiny_distillations.TEACHER.replace("intermediate_size = 48", "intermediate_size = 128")
+    made = recipes.read(tiny_distillations.recipe_file(folder, text, "teacher"), ("schedule.steps=4",))
+    return train(made, folder / "teacher")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_students(kind, wide_teacher, tmp_path):
+    path = tiny_distillations.recipe_file(tmp_path, OTHERS[kind].replace("TEACHER", str(wide_teacher)), "student")
+    found = sequence.distil(recipes.read(path), tmp_path / "run")
+    model = leanlm.load(tmp_path / "run" / "model")
+    assert model.config.layers[1][0].kind == kind and found["layers"] == ([1] if kind == "telescoping" else [0, 1])
+    if kind == "mamba2":  # a telescoping student begins as good as done
+        assert all(stage["loss"][1] < stage["loss"][0] for stage in found["stages"])
+    assert isinstance(model.generate("def ", max_new_tokens=2), str)
