@@ -11,10 +11,6 @@ import torch
 
 import leanlm
 import tiny_distillations
-from leanlm import families
-from leanlm.checkpoint.load import check_tensors
-from leanlm.checkpoint.published import Published
-from leanlm.checkpoint.weights import Weights
 from leanlm.cli.main import main
 from leanlm.train import recipe as recipes
 
@@ -44,27 +40,8 @@ def test_the_report(made, capsys):
     assert sum(line.startswith("  layer ") for line in text) == 4
     assert main(["distill", str(path), "--out", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["kept"] == told["teacher"]["bits_per_byte"] / told["student"]["bits_per_byte"]
+    assert told["kept"] == pytest.approx(told["teacher"]["bits_per_byte"] / told["student"]["bits_per_byte"])
     assert told["memory"]["student"]["bytes"] == leanlm.load(folder / "model", dtype="bfloat16").new_state(1).nbytes
-
-
-def test_the_student_passes_what_published_ones_pass(made):
-    """The tensors of the format, no more and no less; the same logits at every cut; the same ids from all forms of reading."""
-    folder = made[1] / "model"
-    raw = json.loads((folder / "config.json").read_text())
-    family = families.find(raw)
-    weights = Weights(folder)
-    theirs = Published(weights, family.prefixes, raw)
-    model = leanlm.load(folder)
-    check_tensors(weights.main, family.rules(model.config), theirs, model.module)
-    golden = {"backbone.embedding.weight", "backbone.final_layernorm.weight", "backbone.layers.0.mixer.z_bias"}
-    assert golden <= set(theirs) and not any("A_log" in name or "dt_bias" in name for name in theirs)
-    tokens = torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(1))
-    state = model.new_state(2)
-    with torch.no_grad():
-        parts = torch.cat([model(part, state) for part in tokens.split(7, 1)], 1)
-        torch.testing.assert_close(parts, model(tokens), rtol=0, atol=2e-4)
-    assert torch.equal(model.trace(tokens)["logits"].argmax(-1), model(tokens).argmax(-1))
 
 
 @pytest.mark.parametrize(

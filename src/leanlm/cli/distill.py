@@ -53,7 +53,7 @@ def run(command: Command) -> None:
 def lines(found: dict, folder: Path) -> list[str]:
     """The report as a person reads it."""
     told = [line for stage in found["stages"] for line in stage_lines(stage, found["layers"])]
-    if "bits_per_byte" in found["student"]:
+    if "loss" in found["student"]:
         told.append(held_out(found))
     if found["memory"]:
         teacher, student = found["memory"]["teacher"], found["memory"]["student"]
@@ -75,7 +75,13 @@ def stage_lines(stage: dict, layers: list[int] | None) -> list[str]:
 
 
 def held_out(found: dict) -> str:
-    said = f"held-out text: student {found['student']['bits_per_byte']:.3f} bits/byte"
+    said = f"held-out text: student {quality(found['student'])}"
     if not found["teacher"]:
         return f"{said}; the teacher is not there any more"
-    return f"{said}, teacher {found['teacher']['bits_per_byte']:.3f}: {found['kept']:.1%} of its quality kept"
+    return f"{said}, teacher {quality(found['teacher'])}: {found['kept']:.1%} of its quality kept"
+
+
+def quality(measured: dict) -> str:
+    """ "1.234 bits/byte", or nats where the bytes of the text are not known."""
+    bits = measured["bits_per_byte"]
+    return f"{measured['loss']:.3f} nats/token" if bits is None else f"{bits:.3f} bits/byte"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -16,8 +17,7 @@ from leanlm.errors import NotFound
 from leanlm.evaluate import loss
 from leanlm.model import cost
 from leanlm.model.config import ModelConfig
-from leanlm.model.language_model import LanguageModel
-from leanlm.train import run
+from leanlm.train import plots
 from leanlm.train.recipe import Data
 
 REPORT = "report.json"
@@ -28,39 +28,37 @@ def read(folder: Path) -> dict:
     return read_json(folder / REPORT)
 
 
-def write(planned: list[Stage], folder: Path, data: Data) -> dict:
+def write(planned: list[Stage], folder: Path, data: Data, device: torch.device) -> dict:
     """Measure on the held-out text of `data`, write report.json and return it. Of a teacher that is not there any more what was
     measured before is kept."""
     first = planned[0].recipe
     name = first.distill.teacher
-    before = read(folder) if (folder / REPORT).is_file() else {}
-    ours = load_module(folder / "model")
-    found = {"name": first.name.removesuffix(f"-{planned[0].name}"), "tokens": sum(stage.tokens for stage in planned)}
+    found = read(folder) if (folder / REPORT).is_file() else {"teacher": None, "layers": None, "memory": None}
+    found["name"] = first.name.removesuffix(f"-{planned[0].name}")
+    found["tokens"] = sum(stage.tokens for stage in planned)
+    found["student"], config = _measured(folder / "model", data, device)
     try:
-        theirs = load_module(locate.resolve(name))
-        found["teacher"] = {"name": name, **_measured(theirs.module, data)}
-        config = theirs.config
+        teacher, theirs = _measured(locate.resolve(name), data, device)
+        found["teacher"] = {"name": name, **teacher}
+        found |= {"layers": student.replaced(theirs, config), "memory": memory(theirs, config, data.length)}
     except NotFound:
-        found["teacher"], config = before.get("teacher"), None
-    found["student"] = _measured(ours.module, data)
-    if found["teacher"] and found["student"].get("bits_per_byte"):
-        found["kept"] = found["teacher"]["bits_per_byte"] / found["student"]["bits_per_byte"]
-    found["memory"] = before.get("memory") if config is None else memory(config, ours.config, data.length)
-    layers = before.get("layers") if config is None else student.replaced(config, ours.config)
-    found |= {"layers": layers, "stages": [told(stage, folder / stage.folder) for stage in planned]}
+        pass
+    if found["teacher"] and "loss" in found["student"]:
+        found["kept"] = found["teacher"]["loss"] / found["student"]["loss"]
+    found["stages"] = [told(stage, folder / stage.folder) for stage in planned]
     with replacing(folder) as aside:
         aside(REPORT).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
-def _measured(module: LanguageModel, data: Data) -> dict:
-    """Parameters, and the loss on held-out text in windows of the trained length."""
+def _measured(checkpoint: Path, data: Data, device: torch.device) -> tuple[dict, ModelConfig]:
+    """Parameters, and the loss on held-out text in windows of the trained length; and the config."""
+    module = load_module(checkpoint, device=device).module
     found = {"parameters": cost.parameters(module.config)}
     if data.held:
-        with torch.no_grad():
-            held = loss.in_windows(module, Shards(data.held), data.length)
+        held = loss.in_windows(module, Shards(data.held), data.length)
         found |= {"loss": held.per_token, "bits_per_byte": held.bits_per_byte}
-    return found
+    return found, module.config
 
 
 def memory(teacher: ModelConfig, made: ModelConfig, length: int) -> dict:
@@ -74,10 +72,7 @@ def memory(teacher: ModelConfig, made: ModelConfig, length: int) -> dict:
 
 def told(stage: Stage, folder: Path) -> dict:
     """What a stage's log says: its loss in the first step and the mean of its last ones, in all and by layer."""
-    lines = (folder / run.LOG).read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    steps = {record["step"]: record for record in records if "loss" in record}
-    ordered = [steps[number] for number in sorted(steps)]
+    ordered = plots.records(folder)
     end = ordered[-max(1, round(LAST * len(ordered))) :]
     found = {
         "name": stage.name,
@@ -85,15 +80,11 @@ def told(stage: Stage, folder: Path) -> dict:
         "teacher": stage.recipe.distill.teacher,
         "tokens": stage.tokens,
         "steps": stage.recipe.steps,
-        "loss": [ordered[0]["loss"], _mean([record["loss"] for record in end])],
+        "loss": [ordered[0]["loss"], fmean([record["loss"] for record in end])],
         "memory": max((record.get("memory") or 0 for record in ordered), default=0),
     }
     if "parts" in ordered[0]:
-        last = [_mean(list(column)) for column in zip(*(record["parts"] for record in end))]
+        last = [fmean(column) for column in zip(*(record["parts"] for record in end))]
         found["layers"] = [list(pair) for pair in zip(ordered[0]["parts"], last)]
-    validated = [record["bits_per_byte"] for record in records if record.get("bits_per_byte") is not None]
+    validated = [record["bits_per_byte"] for record in ordered if record.get("bits_per_byte") is not None]
     return found | ({"bits_per_byte": validated[-1]} if validated else {})
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -52,7 +52,11 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
                 if train(settings, where, report, task, processes) is None:
                     return None
             before = where
-        return processes.first(lambda: _concluded(planned, folder, corpus) if processes.leader else outcome.read(folder))
+        teacher.release()
+        device = processes.device
+        return processes.first(
+            lambda: _concluded(planned, folder, corpus, device) if processes.leader else outcome.read(folder)
+        )
 
 
 def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) -> Corpus | None:
@@ -76,11 +80,11 @@ def _tokenizer(teacher: str, folder: Path) -> Tokenizer | None:
     return found
 
 
-def _concluded(planned: list[Stage], folder: Path, corpus: Corpus | None) -> dict:
+def _concluded(planned: list[Stage], folder: Path, corpus: Corpus | None, device: torch.device) -> dict:
     """The student put in its place, and the report on it."""
     _linked(folder / planned[-1].folder / "model", folder / "model")
     data = planned[-1].recipe.data
-    return outcome.write(planned, folder, corpus.read_by(data) if corpus else data)
+    return outcome.write(planned, folder, corpus.read_by(data) if corpus else data, device)
 
 
 def _linked(source: Path, target: Path) -> None:
