@@ -246,3 +246,15 @@ def test_other_students(kind, wide_teacher, tmp_path):
     if kind == "mamba2":  # a telescoping student begins as good as done
         assert all(stage["loss"][1] < stage["loss"][0] for stage in found["stages"][:2])
     assert isinstance(model.generate("def ", max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize("weights", ["float", "ternary"])
+def test_a_stage_begins_with_the_weights_the_one_before_ended_with(teacher, tmp_path, weights):
+    """The latents, where these are ternary."""
+    recipe = student(tmp_path, teacher, f"model.weights={weights}")
+    sequence.distil(stages.chosen(recipe, ("matrices",)), tmp_path / "run")
+    taken = lesson.Lesson(lesson.Teacher("nowhere", torch.float32), tmp_path / "run" / "1-matrices", tmp_path / "run")
+    module = taken.origin(stages.of(recipe)[1].recipe, tmp_path / "next").module
+    ended = distributed.tensors(checkpoints.complete(tmp_path / "run" / "1-matrices")[-1])
+    assert {name: weight.shape for name, weight in module.named_parameters()} == {n: t.shape for n, t in ended.items()}
+    assert all(torch.equal(weight, ended[name]) for name, weight in module.named_parameters())
