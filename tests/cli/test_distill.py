@@ -108,6 +108,7 @@ def test_mistakes(made, tmp_path, capsys, flags, code, says):
     assert main(["distill", str(path), "--out", str(tmp_path / "run"), *flags]) == code
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and says in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_recipes_go_to_the_verb_that_runs_them(made, capsys):

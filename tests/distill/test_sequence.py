@@ -168,7 +168,7 @@ def test_an_absent_teacher_is_named(tmp_path):
 
 def test_teachers_are_read_when_asked_for(monkeypatch):
     monkeypatch.setattr(lesson, "load_module", lambda *_: pytest.fail("read"))
-    lesson.Teacher("anything", torch.float32).release()
+    lesson.Teacher("anything", torch.float32, torch.device("cpu")).release()
 
 
 def test_attention_kept_in_a_layer(teacher, tmp_path):
@@ -253,7 +253,9 @@ def test_a_stage_begins_with_the_weights_the_one_before_ended_with(teacher, tmp_
     """The latents, where these are ternary."""
     recipe = student(tmp_path, teacher, f"model.weights={weights}")
     sequence.distil(stages.chosen(recipe, ("matrices",)), tmp_path / "run")
-    taken = lesson.Lesson(lesson.Teacher("nowhere", torch.float32), tmp_path / "run" / "1-matrices", tmp_path / "run")
+    taken = lesson.Lesson(
+        lesson.Teacher("nowhere", torch.float32, torch.device("cpu")), tmp_path / "run" / "1-matrices", tmp_path / "run"
+    )
     module = taken.origin(stages.of(recipe)[1].recipe, tmp_path / "next").module
     ended = distributed.tensors(checkpoints.complete(tmp_path / "run" / "1-matrices")[-1])
     assert {name: weight.shape for name, weight in module.named_parameters()} == {n: t.shape for n, t in ended.items()}

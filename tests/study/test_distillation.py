@@ -28,6 +28,8 @@ def test_arms_have_equal_tokens(name):
     for arm, one in made.items():
         spent = [stage.tokens for stage in stages.of(one)] if one.distill else [tokens(one)]
         assert sum(spent) == tokens(one) == tokens(first) and min(spent) > 0 and len(spent) == max(1, len(ARMS[arm]))
+        if one.distill:
+            assert stages.of(one)[-1].recipe.optimiser.lr == 1.5e-3 and one.optimiser.lr == 3e-3
     if name != "smoke":
         shipped = stages.of(recipe.read(recipe.path_of("llamba-laptop")))
         shares = [[s.tokens / sum(t.tokens for t in some) for s in some] for some in (stages.of(first), shipped)]

@@ -32,13 +32,13 @@ BEGUN = "begun.json"
 class Teacher:
     """A model to learn from by folder, name or hub id, read when it is first asked for, never trained."""
 
-    def __init__(self, name: str, dtype: torch.dtype):
-        self.name, self.dtype = name, dtype
+    def __init__(self, name: str, dtype: torch.dtype, device: torch.device):
+        self.name, self.dtype, self.device = name, dtype, device
 
     @cached_property
     def module(self) -> LanguageModel:
         """Raises NotFound and CheckpointError as loading does."""
-        return load_module(locate.resolve(self.name), self.dtype).module.requires_grad_(False)
+        return load_module(locate.resolve(self.name), self.dtype, self.device).module.requires_grad_(False)
 
     def release(self) -> None:
         """Let its memory go; it is read again when it is asked for again."""
@@ -110,7 +110,7 @@ class Lesson:
         distill = recipe.distill
         if _kept(recipe):
             return KeptLogits(origin.module, distill.temperature)
-        teacher = self.teacher.module.to(device)
+        teacher = self.teacher.module
         if distill.compare == "matrices":
             return Matrices(origin.module, teacher)
         if distill.compare == "states":

@@ -16,7 +16,7 @@ import torch
 from leanlm.checkpoint import locate
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.tokenizer import MAIN, Tokenizer
-from leanlm.distill import outcome, stages
+from leanlm.distill import outcome, stages, student
 from leanlm.distill.lesson import Corpus, Lesson, Teacher
 from leanlm.distill.stages import Stage
 from leanlm.errors import LeanLMError, UsageError
@@ -45,7 +45,7 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
         for stage in planned:
             where, settings = folder / stage.folder, stage.recipe
             if teacher is None or teacher.name != settings.distill.teacher:
-                teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype))
+                teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype), processes.device)
             if not stages.finished(stage, where):
                 report(Report(0, settings.steps, note=f"stage {stage.number} of {len(planned)}: {stage.name}"))
                 task = Lesson(teacher, before, folder, corpus).task
@@ -60,8 +60,9 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
 
 
 def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) -> Corpus | None:
-    """The shards of the recipe's own text, where it reads some; the teacher's tokenizer is put by."""
-    tokenizer = _tokenizer(planned[0].recipe.distill.teacher, folder)
+    """The shards of the recipe's own text, where it reads some; the teacher's tokenizer is put by. Raises UsageError, with
+    nothing written, where the student cannot be made of the first stage's teacher."""
+    tokenizer = _tokenizer(planned[0].recipe, folder)
     if not recipe.data.source:
         return None
     if tokenizer is None:
@@ -71,9 +72,11 @@ def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) ->
     return Corpus(recipe.data.source, *shards)
 
 
-def _tokenizer(teacher: str, folder: Path) -> Tokenizer | None:
+def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer | None:
     if (folder / MAIN).is_file():
         return Tokenizer.from_folder(folder)
+    teacher = recipe.distill.teacher
+    student.replaced(stages.config_of(teacher), origins.fresh(recipe).module.config)
     found = tokenizers.find(locate.resolve(teacher), catalog.resolve(teacher))
     if found is not None:
         found.save(folder)

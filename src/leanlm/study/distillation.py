@@ -72,7 +72,8 @@ def teacher_recipe(budget: Budget, corpus: Corpus) -> Recipe:
 def recipe_of(arm: str, seed: int, budget: Budget, corpus: Corpus, teacher: Path) -> Recipe:
     """The student's recipe with the stages of an arm, in which they share the budget's steps as they share its own."""
     recipe = recipes.read(recipes.path_of(STUDENT))
-    stages = {name: recipe.distill.stages[name]["schedule"]["steps"] for name in ARMS[arm]}
+    own = recipe.distill.stages
+    stages = {name: own[name]["schedule"]["steps"] for name in ARMS[arm]}
     total, left = sum(stages.values()), budget.steps
     recipe = dataclasses.replace(_on(corpus, recipe, budget.steps, budget.batch), name=f"{arm.replace(' ', '-')}-seed{seed}")
     recipe = dataclasses.replace(recipe, seed=seed)
@@ -83,7 +84,8 @@ def recipe_of(arm: str, seed: int, budget: Budget, corpus: Corpus, teacher: Path
     tables = {}
     for name, share in stages.items():
         steps = left if name == list(stages)[-1] else budget.steps * share // total
-        tables[name] = {"schedule": {"steps": steps, "warmup": _warmup(steps)}}
+        settings = {section: values for section, values in own[name].items() if section != "keep"}
+        tables[name] = settings | {"schedule": {"steps": steps, "warmup": _warmup(steps)}}
         left -= steps
     return dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=str(teacher), stages=tables))
 
