@@ -260,3 +260,12 @@ def test_a_stage_begins_with_the_weights_the_one_before_ended_with(teacher, tmp_
     ended = distributed.tensors(checkpoints.complete(tmp_path / "run" / "1-matrices")[-1])
     assert {name: weight.shape for name, weight in module.named_parameters()} == {n: t.shape for n, t in ended.items()}
     assert all(torch.equal(weight, ended[name]) for name, weight in module.named_parameters())
+
+
+def test_16_bits_in_pieces_with_recomputed_layers(done, teacher, tmp_path):
+    """The first losses of the stages are those of float32 in one piece, to what 16 bits hold."""
+    settings = ("compute.dtype=bfloat16", "compute.checkpoint_blocks=0.5", "schedule.micro=3")
+    found = sequence.distil(student(tmp_path, teacher, *settings), tmp_path / "run")
+    first = found["stages"][0]["loss"][0]
+    assert first == pytest.approx(done[1]["stages"][0]["loss"][0], rel=0.02)
+    assert all(stage["loss"][1] < stage["loss"][0] for stage in found["stages"][:2])
