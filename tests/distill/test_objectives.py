@@ -201,3 +201,9 @@ def test_a_telescoping_cache_has_no_matrix_to_align():
     model = build(dataclasses.replace(TEACHER, layers=((cache, MLP),) * 2))
     with pytest.raises(UsageError, match="begin with states"):
         Matrices(model, build(TEACHER))
+
+
+def test_a_scan_with_a_skip_per_channel_is_no_matrix():
+    scan = Mamba2(24, 6, 6, d_per_channel=True)
+    with pytest.raises(UsageError, match="no matrix per head"):
+        Matrices(build(dataclasses.replace(TEACHER, layers=((scan, MLP),) * 2)), build(TEACHER))

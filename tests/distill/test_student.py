@@ -102,6 +102,11 @@ def test_vocabularies_may_be_padded_differently():
     assert torch.equal(module.embedding.weight[:40], teacher.embedding.weight) and not module.embedding.weight[40:].any()
 
 
+def test_weights_that_the_teacher_lacks_are_named():
+    with pytest.raises(UsageError, match=r"layers.0.0.norm.bias: the teacher has no such weight"):
+        begun(with_mixers(SCAN, SCAN, SCAN, norm=Norm("layer"), final_norm=Norm()))
+
+
 def test_heads_tied_and_untied():
     module = begun(with_mixers(SCAN, SCAN, SCAN, tied=False))
     assert torch.equal(module.head.weight, module.embedding.weight)

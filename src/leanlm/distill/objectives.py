@@ -62,8 +62,13 @@ class Matrices(Taught):
 
     def __init__(self, model: LanguageModel, teacher: LanguageModel):
         super().__init__(model, teacher)
-        if any(isinstance(model.config.layers[i][0], Telescoping) for i in self.changed):
+        new = [model.config.layers[i][0] for i in self.changed]
+        if any(isinstance(mixer, Telescoping) for mixer in new):
             raise UsageError("a telescoping cache has the teacher's own projections, and no matrix to align: begin with states")
+        if any(getattr(mixer, "d_per_channel", False) for mixer in new):
+            raise UsageError(
+                "a mixer with a D for every channel is no matrix per head: make it one per head, or begin with states"
+            )
         mixers = [sublayer.mixer for _, sublayer in student.learning(model, self.changed)]
         self.learn(*mixers)
         for mixer in mixers:

@@ -98,13 +98,16 @@ def _reset(sublayer: Sublayer, layers: int) -> None:
 
 def _transfer(teacher: LanguageModel, student: LanguageModel, changed: list[int]) -> None:
     """Every weight that the teacher has under the same name, but for those of scans in the place of attention."""
-    new = tuple(f"layers.{i}.0.mixer." for i in changed if not isinstance(student.config.layers[i][0], Telescoping))
+    mixers = {f"layers.{i}.0.mixer.": student.config.layers[i][0] for i in changed}
+    scans = tuple(name for name, mixer in mixers.items() if not isinstance(mixer, Telescoping))
     held = teacher.weights()
     if teacher.head is None and student.head is not None:
         held["head.weight"] = held["embedding.weight"]
     for name, weight in student.named_parameters():
-        if name.startswith(new) or name not in held:
+        if name.startswith(scans) or (name not in held and name.startswith(tuple(mixers))):
             continue
+        if name not in held:
+            raise UsageError(f"{name}: the teacher has no such weight, and it is no new mixer's; make the rest of both alike")
         source = held[name].dequantize(torch.float32) if isinstance(held[name], Packed) else held[name]
         if source.shape != weight.shape and name not in ("embedding.weight", "head.weight"):
             raise UsageError(f"{name}: {list(source.shape)} in the teacher, {list(weight.shape)} in the student")
