@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from leanlm import families
 from leanlm.errors import CheckpointError
 from leanlm.families.names import to_ours, to_theirs
-from leanlm.model.config import Attention, GatedMLP, Llama3Scaling, Mamba1, Mamba2, ModelConfig, Norm, Rope
+from leanlm.model.config import Attention, DiscreteMamba2, GatedMLP, Llama3Scaling, Mamba1, Mamba2, ModelConfig, Norm, Rope
 from leanlm.model.language_model import LanguageModel
 from random_configs import CONFIGS, fms_llamas
 
@@ -163,3 +163,20 @@ def test_fms_llama_numerics(config):
     expected = fms_forward(family.from_config(config), to_theirs(family.rules(config), ours), tokens)
     with torch.no_grad():
         torch.testing.assert_close(module(tokens[None])[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_llamba_that_keeps_attention_in_some_layers():
+    """Our own extension; a Llamba without attention is written as before."""
+    llamba, mlp = families.get("llamba"), GatedMLP(20)
+    kept = Attention(4, 2, 6, rope=Rope(6, 500.0, Llama3Scaling(8.0, 1.0, 4.0, 64)))
+    scan = DiscreteMamba2(24, 4, 4, 6)
+    config = ModelConfig(24, 40, ((kept, mlp), (scan, mlp), (kept, mlp)), norm=Norm(round_first=True))
+    raw = json.loads(json.dumps(llamba.from_config(config)))
+    assert llamba.to_config(raw) == config and raw["attn_layer_idx"] == [0, 2]
+    ours = random_parameters(config)
+    theirs = to_theirs(llamba.rules(config), ours)
+    again = to_ours(llamba.rules(config), theirs)
+    assert all(torch.equal(again[name], ours[name]) for name in ours) and "backbone.layers.0.mixer.q_proj.weight" in theirs
+    assert "attn_layer_idx" not in llamba.from_config(ModelConfig(24, 40, ((scan, mlp),), norm=config.norm))
+    with pytest.raises(CheckpointError, match="attn_layer_idx names layer 3"):
+        llamba.to_config(raw | {"attn_layer_idx": [3]})

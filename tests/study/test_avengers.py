@@ -55,7 +55,7 @@ def test_held_out_windows_begin_from_nothing(tmp_path):
     start.material(made, tmp_path, origin.fresh(made), lambda _: None)
     held = Shards(tmp_path / "held")
     module = build(ModelConfig(16, made.data.vocab_size, ((Attention(2, 2, 8, rope=Rope(8)),),)))
-    found = experiment.in_windows(module, held, 7)
+    found = loss.in_windows(module, held, 7)
     texts = [held.document(n)[:-1].tolist() for n in range(len(held.bytes))]
     whole = loss.measure(module, [(t, 1) for t in texts], 0)
     windows = [(t[i : i + 7], 0) for t in texts for i in range(0, len(t), 7)]

@@ -12,7 +12,7 @@ from torch.distributed.run import get_args_parser
 from leanlm.errors import UsageError
 from leanlm.train.launch import Job, sbatch, torchrun
 
-WORDS = ("trilm", "--size", "1.1b", "--set", 'data.sources={"a b" = 1}')
+WORDS = ("train", "trilm", "--size", "1.1b", "--set", 'data.sources={"a b" = 1}')
 
 
 def parsed(line: str):
@@ -25,7 +25,7 @@ def parsed(line: str):
 def test_torchrun_reads_what_was_meant(nodes):
     read = parsed(torchrun(Job("trilm-1.1b", WORDS, nodes, 8), "node7"))
     assert (read.nnodes, read.nproc_per_node) == (str(nodes) if nodes > 1 else "1:1", "8")
-    assert read.module and read.training_script == "leanlm" and tuple(read.training_script_args) == ("train", *WORDS)
+    assert read.module and read.training_script == "leanlm" and tuple(read.training_script_args) == WORDS
     assert read.standalone if nodes == 1 else read.rdzv_endpoint == "node7:29500"
 
 

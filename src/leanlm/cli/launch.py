@@ -41,7 +41,8 @@ def run(command: Command) -> None:
 
     settings = recipe.read(recipe.path_of(command.recipe), command.set, command.size)
     processes = command.nodes * command.gpus
-    job = launch.Job(settings.name, _words(command), command.nodes, command.gpus, command.time, command.partition)
+    verb = "distill" if settings.distill else "train"
+    job = launch.Job(settings.name, (verb, *_words(command)), command.nodes, command.gpus, command.time, command.partition)
     if settings.schedule.batch % processes:
         raise UsageError(
             f"{settings.name}: {settings.schedule.batch} windows cannot be divided among {processes} processes; "
@@ -62,7 +63,7 @@ def run(command: Command) -> None:
 
 
 def _words(command: Command) -> tuple[str, ...]:
-    """What follows `leanlm train`."""
+    """What follows the verb."""
     words = [command.recipe]
     words += ["--size", command.size] if command.size else []
     words += ["--out", str(command.out)] if command.out else []

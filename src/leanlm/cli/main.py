@@ -24,6 +24,7 @@ VERBS = {
     "pull": ("leanlm.cli.pull", "download a model"),
     "state": ("leanlm.cli.state", "look into a session file, or fork it"),
     "train": ("leanlm.cli.train", "train a recipe, or go on with a run"),
+    "distill": ("leanlm.cli.distill", "make a student with other mixers of a teacher, stage by stage"),
     "launch": ("leanlm.cli.launch", "print the command that trains a recipe on many processes"),
     "average": ("leanlm.cli.average", "make a model of the mean of a run's checkpoints"),
     "data": ("leanlm.cli.data", "text into token shards; import, look into and check them"),
@@ -38,7 +39,7 @@ VERBS = {
     "recall": ("leanlm.cli.recall", "how far back a model remembers, and how much at once"),
     "lm-eval": ("leanlm.cli.lm_eval", "the lm-evaluation-harness's own command line, with leanlm's models"),
     "bench": ("leanlm.cli.bench", "measure a model's speed, beside other programs too"),
-    "study": ("leanlm.cli.study", "comparisons that take hours: the Spectra study in small"),
+    "study": ("leanlm.cli.study", "comparisons that take hours: Spectra, the Avengers and distillation in small"),
     "doctor": ("leanlm.cli.doctor", "this machine: what runs, what is missing, what is set"),
 }
 

@@ -1,4 +1,4 @@
-"""leanlm study spectra|avengers: the comparisons that take hours, resumable."""
+"""leanlm study spectra|avengers|distillation: the comparisons that take hours, resumable."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ class Command:
     """Train twins and compare them; the same command goes on where it was interrupted.
 
     spectra: FloatLM and TriLM at three sizes, the loss gap against size, and TriLM's schedule taken apart. avengers: Llama-3,
-    a Mamba-2 hybrid and telescoping Llamas with 64 and 128 slots."""
+    a Mamba-2 hybrid and telescoping Llamas with 64 and 128 slots. distillation: a Llamba made of a Llama in three stages, in
+    the last one alone, and trained from scratch."""
 
-    name: tyro.conf.Positional[Literal["spectra", "avengers"]]
+    name: tyro.conf.Positional[Literal["spectra", "avengers", "distillation"]]
     """Which study."""
     budget: Literal["smoke", "evening", "night", "gpu"] = "night"
-    """smoke: minutes, to see that it runs; evening (avengers), night: hours of two cores; gpu (spectra): twins of 99M to 390M,
+    """smoke: minutes, to see that it runs; evening (not spectra), night: hours of two cores; gpu (spectra): 99M to 390M,
     on --data."""
     out: Path | None = None
     """The study's folder, by default runs/NAME: a run's folder each, results.json, and for spectra gap.svg, ablation.svg."""
@@ -47,8 +48,10 @@ def run(command: Command) -> None:
         print(json.dumps(found, indent=2))
     elif command.name == "spectra":
         show_spectra(found, out)
-    else:
+    elif command.name == "avengers":
         show_avengers(found)
+    else:
+        show_distillation(found)
 
 
 def show_spectra(found: dict, out: Path) -> None:
@@ -63,6 +66,13 @@ def show_avengers(rows: list[dict]) -> None:
     for row in rows:
         about = f"{sizes.count(row['parameters']):>6} parameters, state {sizes.size(row['state_bytes'])}"
         print(f"{row['model']:>8}  {shown(row['bits_per_byte'])} bits/byte  {about}")
+
+
+def show_distillation(found: dict) -> None:
+    print(f"{'teacher':>12}  {found['teacher']:.3f} bits/byte")
+    for row in found["arms"]:
+        kept = f"{shown(row['kept'])} of the teacher's quality, {sizes.count(row['tokens'])} tokens"
+        print(f"{row['arm']:>12}  {shown(row['bits_per_byte'])} bits/byte, {kept}")
 
 
 def shown(mean: dict) -> str:

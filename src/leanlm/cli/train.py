@@ -45,6 +45,8 @@ def run(command: Command) -> None:
     from leanlm.train import recipe
 
     settings = recipe.read(recipe.path_of(command.recipe), command.set, command.size)
+    if settings.distill is not None and not command.plan:
+        raise UsageError(f"{settings.name}: learns from a teacher; use leanlm distill {command.recipe}")
     if command.plan and command.find_lr:
         raise UsageError("--plan and --find-lr: one at a time")
     if command.plan:

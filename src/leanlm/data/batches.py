@@ -28,11 +28,13 @@ class Batch:
 
     A target is the token after its input, or `IGNORED`. Its input belongs to the same document: the first token of a document
     is predicted from an end-of-text token alone, and where documents have a begin-of-text token, that is not predicted at all.
+    `extra` [B, ...] is what else is known of every row, for objectives that ask for it.
     """
 
     tokens: Tensor
     targets: Tensor
     segments: Tensor | None
+    extra: tuple[Tensor, ...] = ()
 
 
 class Windows:

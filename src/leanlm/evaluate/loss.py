@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from leanlm import runtime
+from leanlm.data.shards import Shards
 from leanlm.model.language_model import LanguageModel
 
 CHUNK = 512  # tokens per call
@@ -58,3 +59,13 @@ def by_token(
     for begin in range(0, text.shape[1] - 1, CHUNK):
         part = text[:, begin : begin + CHUNK + 1]
         yield F.cross_entropy(run(part[:, :-1], state).float().flatten(0, 1), part[0, 1:], reduction="none")
+
+
+def in_windows(module: LanguageModel, held: Shards, length: int) -> Loss:
+    """Loss over documents cut into windows of `length` tokens, each read from an empty state: no model is asked for more than
+    it was trained on."""
+    start_id = int(held.document(0)[-1])
+    texts = [held.document(n)[:-1].tolist() for n in range(len(held.bytes))]
+    windows = [(text[at : at + length], 0) for text in texts for at in range(0, len(text), length)]
+    found = measure(module, windows, start_id)
+    return Loss(found.nats, found.tokens, int(held.bytes.sum()))

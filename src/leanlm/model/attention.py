@@ -12,6 +12,7 @@ from leanlm.model import config, rotary
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.state import Memory, blank, quantised, scale_of
+from leanlm.ops import matrices
 
 
 class Attention(nn.Module):
@@ -34,10 +35,7 @@ class Attention(nn.Module):
         B, L, _ = x.shape
         read = state["position"] if state else torch.zeros(B, dtype=torch.int64)
         last = (read[:, None] + torch.arange(L)).to(x.device)  # [B, L]: the positions of these tokens
-        q, k, v = self._project(x, state, segments)
-        if self.config.rope:
-            cos, sin = rotary.angles(self.config.rope, last)
-            q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+        q, k, v = self.project(x, last, state, segments)
         if segments is None and not (state and read.any()) and (self.config.window is None or self.config.window >= L):
             y = ops.causal_attend(q, _seen(k, state), _seen(v, state), self.scale)
             if state:
@@ -52,12 +50,25 @@ class Attention(nn.Module):
                 state["start"].copy_(first[:, -1])
         return self.out_proj(y.flatten(2))
 
-    def _project(self, x: Tensor, state: Memory | None, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def matrix(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+        """[B, H, L, L] float32: the probabilities that multiply the values of a text read from an empty state."""
+        last = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        q, k, _ = self.project(x, last, None, segments)
+        return matrices.attention(q, k, self._first(last, None, segments), last, self.scale, self.config.window)
+
+    def project(
+        self, x: Tensor, last: Tensor, state: Memory | None = None, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, L, H, P], keys and values [B, L, H_kv, P] of tokens at the positions `last` [B, L]."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.conv is not None:
             qkv = self.conv(torch.cat([q, k, v], -1), state, segments)
             q, k, v = qkv.split([q.shape[-1], k.shape[-1], v.shape[-1]], -1)
-        return tuple(t.unflatten(-1, (-1, self.config.head_dim)) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (-1, self.config.head_dim)) for t in (q, k, v))
+        if self.config.rope:
+            cos, sin = rotary.angles(self.config.rope, last)
+            q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+        return q, k, v
 
     def _first(self, last: Tensor, state: Memory | None, segments: Tensor | None) -> Tensor:
         """Where the document of each token began [B, L]."""

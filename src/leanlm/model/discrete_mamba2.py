@@ -12,6 +12,7 @@ from leanlm.model import config
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.state import Memory, blank, recall, remember
+from leanlm.ops import matrices
 
 OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1
 
@@ -35,17 +36,32 @@ class DiscreteMamba2(nn.Module):
         self.out_proj = Linear(cfg.d_inner, width, cfg.bias)
 
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
-        cfg = self.config
-        xBC, z, a = self.in_proj(x).split(self.parts, -1)
-        x, B, C = self.conv(xBC, state, segments).split([cfg.d_inner, *[cfg.n_qk_heads * cfg.d_state] * 2], -1)
-        x = x.float().unflatten(-1, (cfg.n_v_heads, cfg.head_dim))  # [B, L, H, P]
-        B, C = B.unflatten(-1, (cfg.n_qk_heads, -1)), C.unflatten(-1, (cfg.n_qk_heads, -1))  # [B, L, G, N]
+        x, B, C, z, a = self.project(x, state, segments)
         y, final = ops.ssd(x, -F.softplus(a.float()), B, C, recall(state, "ssm"), segments)
         if state:
             remember(state, "ssm", final)
-        y = (y + self.D.float()[:, None] * x).flatten(2).to(z.dtype)
+        return self.finish(y + self.D.float()[:, None] * x, z)
+
+    def project(
+        self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What is mixed, x [B, L, H, P] in float32; B and C [B, L, G, N], z [B, L, I] and a [B, L, H]."""
+        cfg = self.config
+        xBC, z, a = self.in_proj(x).split(self.parts, -1)
+        x, B, C = self.conv(xBC, state, segments).split([cfg.d_inner, *[cfg.n_qk_heads * cfg.d_state] * 2], -1)
+        B, C = B.unflatten(-1, (cfg.n_qk_heads, -1)), C.unflatten(-1, (cfg.n_qk_heads, -1))
+        return x.float().unflatten(-1, (cfg.n_v_heads, cfg.head_dim)), B, C, z, a
+
+    def matrix(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+        """[B, H, L, L] float32: what multiplies the projected x of a text read from an empty state, D on its diagonal."""
+        _, B, C, _, a = self.project(x, None, segments)
+        mixing = matrices.ssd(-F.softplus(a.float()), B, C, segments)
+        return mixing + torch.diag_embed(self.D.float()[:, None].expand(-1, x.shape[1]))
+
+    def finish(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate and projection of what was mixed, y [B, L, H, P]."""
         gate = z if self.z_bias is None else z + self.z_bias
-        return self.out_proj(y * F.silu(gate))
+        return self.out_proj(y.flatten(2).to(z.dtype) * F.silu(gate))
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
         """Empty memory; the scan's state in float32 unless `dtype`, a float's or int8, says otherwise."""

@@ -53,6 +53,10 @@ class Sublayer(nn.Module):
             return checkpoint(self._added, x, None, segments, use_reentrant=False)
         return self._added(x, memory, segments)
 
+    def matrix(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The mixer's `matrix` of the stream [B, L, D]: [B, H, L, L]."""
+        return self.mixer.matrix(self.norm(x), segments)
+
     def reset(self, std: float, out_std: float) -> None:
         self.norm.reset()
         self.mixer.reset(std, out_std)

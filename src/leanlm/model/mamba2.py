@@ -13,6 +13,7 @@ from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
 from leanlm.model.mamba1 import reset_dt_bias
 from leanlm.model.state import Memory, blank, recall, remember
+from leanlm.ops import matrices
 
 
 class Mamba2(nn.Module):
@@ -35,17 +36,33 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(inner + cfg.d_mlp, width, cfg.bias)
 
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
+        x, B, C, dt, gates = self.project(x, state, segments)
+        y, final = ops.ssd(x * dt[..., None], self._log_decay(dt), B, C, recall(state, "ssm"), segments)
+        if state:
+            remember(state, "ssm", final)
+        return self.finish(y + self.D.float().view(self.config.n_heads, -1) * x, gates)
+
+    def project(
+        self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What is mixed, x [B, L, H, P] in float32; B and C [B, L, G, N], dt [B, L, H]; gate and value of the extra part, z."""
         cfg = self.config
         mlp_gate, mlp_value, z, xBC, dt = self.in_proj(x).split(self.parts, -1)
         x, B, C = self.conv(xBC, state, segments).split([cfg.d_inner, *[cfg.n_groups * cfg.d_state] * 2], -1)
-        x = x.float().unflatten(-1, (cfg.n_heads, cfg.head_dim))  # [B, L, H, P]
-        B, C = B.unflatten(-1, (cfg.n_groups, -1)), C.unflatten(-1, (cfg.n_groups, -1))  # [B, L, G, N]
-        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(cfg.dt_min, cfg.dt_max)  # [B, L, H]
-        log_decay = dt * -torch.exp(self.A_log.float())
-        y, final = ops.ssd(x * dt[..., None], log_decay, B, C, recall(state, "ssm"), segments)
-        if state:
-            remember(state, "ssm", final)
-        y = (y + self.D.float().view(cfg.n_heads, -1) * x).flatten(2).to(z.dtype)  # [B, L, I]
+        B, C = B.unflatten(-1, (cfg.n_groups, -1)), C.unflatten(-1, (cfg.n_groups, -1))
+        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(cfg.dt_min, cfg.dt_max)
+        return x.float().unflatten(-1, (cfg.n_heads, cfg.head_dim)), B, C, dt, (mlp_gate, mlp_value, z)
+
+    def matrix(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+        """[B, H, L, L] float32: what multiplies the projected x of a text read from an empty state, D on its diagonal."""
+        _, B, C, dt, _ = self.project(x, None, segments)
+        mixing = matrices.ssd(self._log_decay(dt), B, C, segments) * dt.transpose(1, 2)[:, :, None]
+        return mixing + torch.diag_embed(self.D.float()[:, None].expand(-1, x.shape[1]))
+
+    def finish(self, y: Tensor, gates: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Gate, norm and projection of what was mixed, y [B, L, H, P]."""
+        cfg, (mlp_gate, mlp_value, z) = self.config, gates
+        y = y.flatten(2).to(z.dtype)  # [B, L, I]
         if self.norm_weight is not None:
             y = ops.gated_norm(y, z, self.norm_weight, cfg.norm_eps, cfg.n_groups, cfg.norm_before_gate)
         else:
@@ -53,6 +70,9 @@ class Mamba2(nn.Module):
         if cfg.d_mlp:
             y = torch.cat([F.silu(mlp_gate) * mlp_value, y], -1)
         return self.out_proj(y)
+
+    def _log_decay(self, dt: Tensor) -> Tensor:
+        return dt * -torch.exp(self.A_log.float())
 
     def new_state(self, batch: int, capacity: int | None = None, device=None, dtype=None) -> Memory:
         """Empty memory; the scan's state in float32 unless `dtype`, a float's or int8, says otherwise."""

@@ -11,11 +11,8 @@ from leanlm.checkpoint.aside import replacing
 from leanlm.data.shards import Shards
 from leanlm.errors import UsageError
 from leanlm.evaluate import loss
-from leanlm.evaluate.loss import Loss
 from leanlm.model import cost, flops
-from leanlm.model.language_model import LanguageModel
 from leanlm.train import origin, start
-from leanlm.train import recipe as recipes
 from leanlm.train.loop import train
 from leanlm.train.recipe import Recipe
 from leanlm.train.report import Report
@@ -33,33 +30,32 @@ def corpus(recipe: Recipe, folder: Path, data: Path | None, held: Path | None, r
         return data, held
     if not recipe.data.source:
         raise UsageError("this budget trains on shards of yours: --data FOLDER --held FOLDER")
-    own = folder / "corpus"
-    if not (own / "recipe.toml").is_file():
-        own.mkdir(parents=True, exist_ok=True)
-        start.material(recipe, own, origin.fresh(recipe), lambda text: report(Report(0, recipe.steps, note=text)))
-        recipes.write(recipe, own / "recipe.toml")
-    return own / "data", own / "held"
+    fresh = origin.fresh(recipe)
+    return start.shards(recipe, folder / "corpus", fresh, lambda text: report(Report(0, recipe.steps, note=text)))
 
 
-def run_all(planned: Planned, folder: Path, report: Tell, after: Callable[[list[dict]], None]) -> None:
+def run_all(
+    planned: Planned, folder: Path, report: Tell, after: Callable[[list[dict]], None], run: Callable | None = None
+) -> None:
     """Train all that is planned and store the results; `after` every run, finished now or before, is told those there are.
-    Ctrl-C raises KeyboardInterrupt once the run at work has saved."""
+    `run`, called as `train`, is what makes the model in the run's folder. Ctrl-C raises KeyboardInterrupt once the run at work
+    has saved."""
     results = []
     for number, (name, (labels, recipe)) in enumerate(planned.items(), 1):
         where = folder / name
         if not (where / "result.json").is_file():
             report(Report(0, recipe.steps, note=f"{number} of {len(planned)}: {name}"))
-            found = labels | result(recipe, where, report)
+            found = labels | result(recipe, where, report, run or train)
             write(where, "result.json", json.dumps(found, indent=2))
         results.append(json.loads((where / "result.json").read_text()))
         after(results)
 
 
-def result(recipe: Recipe, where: Path, report: Tell) -> dict:
+def result(recipe: Recipe, where: Path, report: Tell, run: Callable) -> dict:
     """Train, or go on; what the finished model, as written, makes of all held-out text."""
-    train(recipe, where, report)
+    run(recipe, where, report)
     model = load(where / "model")
-    held = in_windows(model.module, Shards(recipe.data.held), recipe.data.length)
+    held = loss.in_windows(model.module, Shards(recipe.data.held), recipe.data.length)
     tokens = recipe.steps * recipe.schedule.batch * recipe.data.length
     return {
         "parameters": cost.parameters(model.config),
@@ -68,16 +64,6 @@ def result(recipe: Recipe, where: Path, report: Tell) -> dict:
         "loss": held.per_token,
         "bits_per_byte": held.bits_per_byte,
     }
-
-
-def in_windows(module: LanguageModel, held: Shards, length: int) -> Loss:
-    """Loss over documents cut into windows of `length` tokens, each read from an empty state: no model is asked for more than
-    it was trained on."""
-    start_id = int(held.document(0)[-1])
-    texts = [held.document(n)[:-1].tolist() for n in range(len(held.bytes))]
-    windows = [(text[at : at + length], 0) for text in texts for at in range(0, len(text), length)]
-    found = loss.measure(module, windows, start_id)
-    return Loss(found.nats, found.tokens, int(held.bytes.sum()))
 
 
 def mean(values: list[float]) -> dict:

@@ -13,10 +13,10 @@ TIME = re.compile(r"\d+(:\d\d(:\d\d)?)?|\d+-\d+(:\d\d(:\d\d)?)?")  # sbatch's fo
 
 @dataclass(frozen=True)
 class Job:
-    """`train` are the words after `leanlm train`."""
+    """`words` are those after `leanlm`."""
 
     name: str
-    train: tuple[str, ...]
+    words: tuple[str, ...]
     nodes: int = 1
     gpus: int = 8
     time: str = "24:00:00"
@@ -39,7 +39,7 @@ def torchrun(job: Job, host: str = "HOST", restarts: int = 0) -> str:
         words += [f"--nnodes={job.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{PORT}", f"--rdzv-id={job.name}"]
     if restarts:
         words.append(f"--max-restarts={restarts}")
-    return " ".join([*words, "-m", "leanlm", "train", *map(shlex.quote, job.train)])
+    return " ".join([*words, "-m", "leanlm", *map(shlex.quote, job.words)])
 
 
 def sbatch(job: Job) -> str:

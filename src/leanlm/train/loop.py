@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leanlm.data.batches import IGNORED, Batch
+from leanlm.data.batches import Batch
 from leanlm.data.feed import feed
 from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.evaluate.loss import Loss
 from leanlm.model.language_model import LanguageModel
-from leanlm.train import checkpoints, parallel, run, schedule, start, watch
+from leanlm.train import checkpoints, parallel, run, schedule, watch
 from leanlm.train import optimiser as optimisers
-from leanlm.train import origin as origins
 from leanlm.train.checkpoints import Progress, Saver
 from leanlm.train.finish import finish
+from leanlm.train.loss import Objective
 from leanlm.train.origin import Origin
 from leanlm.train.precision import LossScale, autocast
 from leanlm.train.processes import Processes, joined
@@ -29,21 +29,29 @@ from leanlm.train.report import Report
 from leanlm.train.schedule import Rates
 from leanlm.train.start import Material
 from leanlm.train.stop import Stop, listening
+from leanlm.train.task import LANGUAGE, Task
 from leanlm.train.validate import validate
 
 
-def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambda _: None) -> Path | None:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    report: Callable[[Report], None] = lambda _: None,
+    task: Task = LANGUAGE,
+    processes: Processes | None = None,
+) -> Path | None:
     """Train `recipe` in `folder`, going on from its newest checkpoint; returns the folder of the finished model, or None where
-    the run stopped because its time was up.
+    the run stopped because its time was up. `task` says what is learned.
 
-    Every process that torchrun or srun started calls this; the first reports. A stop by Ctrl-C or SIGTERM is honoured at the
+    Every process that torchrun or srun started calls this, with `processes` where it has joined the others already; the first
+    reports. A stop by Ctrl-C or SIGTERM is honoured at the
     next step boundary: a checkpoint is written, then KeyboardInterrupt is raised; a second Ctrl-C does not wait. A non-finite
     loss stops the run before the weights are touched (CheckFailed naming the batch).
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     batch_size, keep, stop = recipe.schedule.batch, recipe.keep, Stop(recipe.keep.hours)
-    with joined() as processes, run.Hold(folder) as hold:
+    with nullcontext(processes) if processes else joined() as processes, run.Hold(folder) as hold:
         report = report if processes.leader else lambda _: None
 
         def note(text: str) -> None:
@@ -51,13 +59,14 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
 
         for text in processes.together(lambda: run.enter(recipe, folder, hold) if processes.leader else []):
             note(text)
-        origin = processes.first(lambda: origins.of(recipe, folder))
+        origin = processes.first(lambda: task.origin(recipe, folder))
         module = origin.module
         for text in origin.notes:
             note(text)
         parallel.check(recipe, processes)
-        material = processes.first(lambda: prepare(recipe, folder, origin, processes, note))
-        objective = parallel.spread(module, origin.parts(recipe), recipe.optimiser.z_loss, recipe.compute, processes)
+        material = processes.first(lambda: prepare(task, recipe, folder, origin, processes, note))
+        aim = task.objective(origin, recipe, processes.device)
+        objective = parallel.spread(aim, origin.parts(recipe), recipe.compute, processes)
         sharded = objective if parallel.strategy(recipe.compute, processes) in parallel.SHARDED else None
         optimiser = optimisers.build(module, recipe.optimiser)
         progress = Progress(data=material.rows.fingerprint, scale=LossScale.first(recipe.compute))
@@ -71,7 +80,7 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
         with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:
             while progress.step < recipe.steps:
                 began = time.perf_counter()
-                batch, targets = fetch(batches, processes)
+                batch, targets = fetch(batches, aim, processes)
                 waited = time.perf_counter() - began
                 rates = schedule.rates(progress.step, recipe)
                 done = step(objective, optimiser, batch, targets, rates, recipe, progress, processes)
@@ -107,9 +116,11 @@ def train(recipe: Recipe, folder: Path, report: Callable[[Report], None] = lambd
         return finish(recipe, folder, origin, sharded, material, processes, progress, report)
 
 
-def prepare(recipe: Recipe, folder: Path, origin: Origin, processes: Processes, note: Callable[[str], None]) -> Material:
+def prepare(
+    task: Task, recipe: Recipe, folder: Path, origin: Origin, processes: Processes, note: Callable[[str], None]
+) -> Material:
     """What the run reads; the leader makes it and then stores the recipe, by which the others know that it is there."""
-    found = start.material(recipe, folder, origin, note)
+    found = task.material(recipe, folder, origin, note)
     found.check_fits(recipe, origin.module)
     if processes.leader:
         run.accept(recipe, folder, origin)
@@ -131,14 +142,14 @@ def resume(
     return progress
 
 
-def fetch(batches: Generator[Batch], processes: Processes) -> tuple[Batch, int]:
-    """This process's rows of the next step, and how many targets all processes have in theirs."""
+def fetch(batches: Generator[Batch], aim: Objective, processes: Processes) -> tuple[Batch, int]:
+    """This process's rows of the next step, and what the sums over all processes' rows are divided by."""
     batch, error = None, None
     try:
         batch = next(batches)
     except LeanLMError as met:
         error = met
-    counted = 0 if batch is None else int((batch.targets != IGNORED).sum())
+    counted = 0 if batch is None else aim.count(batch)
     targets, failed = processes.sums(counted, error is not None)
     if failed:
         processes.together(lambda: raised(error))
@@ -152,11 +163,13 @@ def raised(error: LeanLMError | None) -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """What a step came to: loss in nats per target, norm of the gradient before clipping, and the next step's loss scale."""
+    """What a step came to: its loss (nats per target), the norm of the gradient before clipping, the next step's loss scale,
+    and the parts of the loss where the objective tells any."""
 
     loss: float
     norm: float
     scale: LossScale
+    parts: tuple[float, ...] = ()
 
 
 def step(
@@ -171,25 +184,27 @@ def step(
 ) -> Done:
     """One optimiser step on all processes' rows; mutates the weights.
 
-    The gradient is that of the sum over all targets divided by their number, however the rows are dealt out to processes and
-    forward passes and however many targets are masked. The engines average gradients, which the factor `size` undoes.
+    The gradient is that of the sum over all targets divided by their number `targets`, however the rows are dealt out to
+    processes and forward passes and however many targets are masked. The engines average gradients, which the factor `size`
+    undoes.
     """
     scale, passes = progress.scale.value, list(pieces(batch, recipe.schedule.micro, processes.device))
-    sums = torch.zeros(2, device=processes.device)
+    sums: Tensor | float = 0.0
     for number, piece in enumerate(passes, 1):
         with accumulating(objective, last=number == len(passes)):
             with autocast(recipe.compute, processes.device):
-                part = objective(piece.tokens, piece.targets, piece.segments)
+                part = objective(piece.tokens, piece.targets, piece.segments, *piece.extra)
             (part[0] * (scale * processes.size / max(targets, 1))).backward()
-        sums += part.detach()
-    total, nats = processes.sums(*sums.tolist())
+        sums = sums + part.detach().float()
+    total, nats, *parts = processes.sums(*sums.tolist())
     if not math.isfinite(total):
         raise not_finite("loss", total, recipe, progress)
     norm = optimisers.apply(optimiser, rates, recipe.optimiser.clip, scale)
     fitted = math.isfinite(norm)
     if not fitted and not progress.scale.dynamic:
         raise not_finite("gradient", norm, recipe, progress)
-    return Done(nats / max(targets, 1), norm, progress.scale.after(fitted))
+    nats, *parts = (value / max(targets, 1) for value in (nats, *parts))
+    return Done(nats, norm, progress.scale.after(fitted), tuple(parts))
 
 
 def told(recipe: Recipe, number: int, rates: Rates, done: Done, held: Loss | None, spent: float, waited: float) -> Report:
@@ -199,6 +214,7 @@ def told(recipe: Recipe, number: int, rates: Rates, done: Done, held: Loss | Non
         number,
         recipe.steps,
         loss=done.loss,
+        parts=done.parts or None,
         lr=rates.lr,
         weight_decay=rates.weight_decay,
         tokens=tokens,
@@ -222,9 +238,10 @@ def pieces(batch: Batch, micro: int, device: torch.device) -> Generator[Batch]:
     """The rows of a batch for one forward pass after another, on their device."""
     rows = len(batch.tokens)
     for first in range(0, rows, micro or rows):
-        parts = (batch.tokens, batch.targets, batch.segments)
+        parts = (batch.tokens, batch.targets, batch.segments, *batch.extra)
         cut = (None if part is None else part[first : first + (micro or rows)] for part in parts)
-        yield Batch(*(None if part is None else part.to(device, non_blocking=True) for part in cut))
+        tokens, targets, segments, *extra = (None if part is None else part.to(device, non_blocking=True) for part in cut)
+        yield Batch(tokens, targets, segments, tuple(extra))
 
 
 def accumulating(objective: nn.Module, last: bool) -> AbstractContextManager:

@@ -12,6 +12,7 @@ from leanlm.errors import CheckFailed, UsageError
 from leanlm.train import chart, loop, optimiser, parallel, start
 from leanlm.train import origin as origins
 from leanlm.train.checkpoints import Progress
+from leanlm.train.loss import Objective
 from leanlm.train.precision import LossScale
 from leanlm.train.processes import Processes, joined
 from leanlm.train.recipe import Recipe
@@ -59,13 +60,14 @@ def _tried(recipe: Recipe, folder: Path, report: Callable[[Report], None], proce
     origin = origins.of(recipe, folder)
     material = start.material(recipe, folder, origin, lambda text: report(Report(0, STEPS, note=text)))
     material.check_fits(recipe, origin.module)
-    objective = parallel.spread(origin.module, origin.parts(recipe), recipe.optimiser.z_loss, recipe.compute, processes)
+    aim = Objective(origin.module, recipe.optimiser.z_loss)
+    objective = parallel.spread(aim, origin.parts(recipe), recipe.compute, processes)
     adam = optimiser.build(origin.module, recipe.optimiser)
     batches = feed(material.rows, 0, recipe.schedule.batch)
     progress, tried, mean = Progress(scale=LossScale.first(recipe.compute)), [], None
     for number in range(STEPS):
         rate = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
-        batch, targets = loop.fetch(batches, processes)
+        batch, targets = loop.fetch(batches, aim, processes)
         try:
             done = loop.step(
                 objective, adam, batch, targets, Rates(rate, recipe.optimiser.weight_decay), recipe, progress, processes

@@ -13,9 +13,12 @@ NEVER_DECAYED = ("A_log", "D", "dt_bias", "z_bias", "norm_weight")
 
 
 def build(module: nn.Module, settings: Optimiser) -> torch.optim.AdamW:
-    """AdamW over two groups, matrices with weight decay and everything else without, its memory made at once (all zero)."""
+    """AdamW over the weights that learn, in two groups, matrices with weight decay and everything else without; its memory is
+    made at once (all zero)."""
     decayed, free = [], []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         leaf = name.rpartition(".")[2]
         (decayed if parameter.ndim >= 2 and leaf not in NEVER_DECAYED else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]

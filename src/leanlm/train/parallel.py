@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from leanlm.errors import UsageError
@@ -48,23 +48,22 @@ def group(compute: Compute, processes: Processes) -> int:
     return compute.shard or processes.per_machine
 
 
-def spread(
-    module: LanguageModel, parts: Iterable[nn.Module], z_loss: float, compute: Compute, processes: Processes
-) -> nn.Module:
-    """Bring the model to its devices; returns the module to call, with `Objective`'s forward.
+def spread(objective: Objective, parts: Iterable[nn.Module], compute: Compute, processes: Processes) -> nn.Module:
+    """Bring the objective's model to its devices; returns the module to call, with the objective's forward.
 
-    `parts` gives the parts of `module`, each when its weights are there, so that no process ever holds more than one layer
-    whole where the model is sharded. `module` itself stays what names and weights are asked of.
+    `parts` gives the parts of the model, each when its weights are there, so that no process ever holds more than one layer
+    whole where the model is sharded. The model itself stays what names and weights are asked of.
     """
     how = strategy(compute, processes)
-    prepare_layers(module, compute)
+    prepare_layers(objective.model, compute)
     shard = functools.partial(fully_shard, mesh=mesh(how, compute, processes)) if how in SHARDED else None
     for part in parts:
         if shard is None:
             part.to(processes.device)
         elif isinstance(part, nn.ModuleList):
             shard(list(part))
-    objective = Objective(module, z_loss)
+            for sublayer in part:
+                register_fsdp_forward_method(sublayer, "matrix")
     if shard is not None:
         shard(objective)
     if how == "ddp":

@@ -43,7 +43,8 @@ def loss(steps: list[dict]) -> str:
         Series("running mean", [s for s, _ in told], smoothed([v for _, v in told])),
         Series("held-out", [s for s, _ in held], [v for _, v in held], style="points"),
     ]
-    return svg("Loss", [s for s in series if s.x], "step", "nats per token")
+    unit = "loss" if any("parts" in r for r in steps) else "nats per token"
+    return svg("Loss", [s for s in series if s.x], "step", unit)
 
 
 def schedule(steps: list[dict]) -> str:

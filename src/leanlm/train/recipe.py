@@ -129,6 +129,27 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """What `leanlm distill` makes the model of: a teacher (a folder, a name or a hub id), in `stages`.
+
+    A stage is a table of settings that it puts over the recipe's own (`schedule = { tokens = ... }`); its `compare`, else its
+    name, says what of teacher and student is compared. `init` is that of mixers in the place of attention: as published, or
+    the projections of the attention replaced. `freeze_mlp` compares the states right after these mixers, which alone learn.
+    `temperature` divides the student's logits. With `top_k` that many of the teacher's probabilities for every token are kept
+    in the folder `cache` (by default the stage's own), and the teacher runs once.
+    """
+
+    teacher: str
+    compare: Literal["", "matrices", "states", "logits"] = ""
+    init: Literal["published", "attention"] = "published"
+    freeze_mlp: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    cache: str = ""
+    stages: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     name: str
     model: Model
@@ -137,6 +158,7 @@ class Recipe:
     schedule: Schedule
     compute: Compute = Compute()
     keep: Keep = Keep()
+    distill: Distill | None = None
     seed: int = 0
     threads: int = 0  # 0: torch's own choice
 
@@ -171,12 +193,18 @@ def read(path: Path, overrides: tuple[str, ...] = (), size: str = "") -> Recipe:
     model = raw.get("model")
     if isinstance(model, dict) and "from" in model:
         model["from_"] = model.pop("from")  # a word that Python keeps for itself
+    recipe = of(raw, path.stem)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=_names(recipe.data.held_out, path)))
+
+
+def of(raw: dict, name: str) -> Recipe:
+    """The recipe whose `dataclasses.asdict` this is, as far as it is given; `name` is that of errors. Raises UsageError."""
     try:
-        recipe = from_dict(Recipe, raw, path.stem)
+        recipe = from_dict(Recipe, raw, name)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     _check(recipe)
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=_names(recipe.data.held_out, path)))
+    return recipe
 
 
 def sizes(path: Path) -> tuple[str, ...]:
@@ -227,7 +255,7 @@ def _put(raw: dict, name: str, value, where: str) -> None:
 
 
 def _check(recipe: Recipe) -> None:
-    model, data, optimiser, schedule = recipe.model, recipe.data, recipe.optimiser, recipe.schedule
+    model, data, optimiser, schedule, distill = recipe.model, recipe.data, recipe.optimiser, recipe.schedule, recipe.distill
     _check_parts(recipe)
     for path, value in (
         ("schedule.batch", schedule.batch),
@@ -260,6 +288,8 @@ def _check(recipe: Recipe) -> None:
         ("compute.shard", recipe.compute.shard >= 0, "0 (those of one machine) or more"),
         ("keep.milestones", recipe.keep.milestones >= 0, "0 (none) or more"),
         ("keep.hours", recipe.keep.hours >= 0, "0 (no limit) or more"),
+        ("distill.temperature", distill is None or 0 < distill.temperature < math.inf, "above 0"),
+        ("distill.top_k", distill is None or distill.top_k >= 0, "0 (all, from the teacher itself) or more"),
         ("seed", 0 <= recipe.seed < 2**63, "from 0 to 2^63"),
         ("threads", 0 <= recipe.threads <= MOST_THREADS, f"from 0 (torch's choice) to {MOST_THREADS}"),
         ("name", NAME.fullmatch(recipe.name), "a name fit for a folder: letters, digits, and . _ + - within"),
@@ -322,7 +352,7 @@ def _names(held_out: tuple[str, ...], path: Path) -> tuple[str, ...]:
 
 def text(recipe: Recipe) -> str:
     """A recipe as TOML that `read` gives back unchanged."""
-    raw = dataclasses.asdict(recipe)
+    raw = {key: value for key, value in dataclasses.asdict(recipe).items() if value is not None}
     raw["model"]["from"] = raw["model"].pop("from_")
     lines = [f"{key} = {_toml(value)}" for key, value in raw.items() if not isinstance(value, dict)]
     for section, table in raw.items():

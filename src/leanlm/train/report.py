@@ -10,6 +10,7 @@ class Report:
     step: int
     steps: int
     loss: float | None = None  # nats per target
+    parts: tuple[float, ...] | None = None  # of the loss, where the objective tells any
     lr: float | None = None
     weight_decay: float | None = None
     tokens: int | None = None  # in the step, over all processes

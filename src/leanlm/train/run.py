@@ -96,9 +96,10 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     now = recipe.schedule
     schedule = dataclasses.replace(past.schedule, steps=now.steps, tokens=now.tokens, micro=now.micro)
     then, now = asdict(dataclasses.replace(past, schedule=schedule)), asdict(recipe)
-    for section in ("model", "data", "optimiser", "schedule", "seed"):
+    for section in ("model", "data", "optimiser", "schedule", "distill", "seed"):
         if then[section] != now[section]:
-            keys = [key for key in now[section] if then[section][key] != now[section][key]] if section != "seed" else []
+            tables = isinstance(then[section], dict) and isinstance(now[section], dict)
+            keys = [key for key in now[section] if then[section][key] != now[section][key]] if tables else []
             what = f"{section}.{keys[0].rstrip('_')}" if keys else section
             raise UsageError(f"{folder}: holds a run with another {what}; name another folder, or the same recipe")
 

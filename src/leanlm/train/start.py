@@ -16,6 +16,7 @@ from leanlm.data.vocabulary import END_OF_TEXT, fingerprint, train_bpe
 from leanlm.data.writer import write_shards
 from leanlm.errors import UsageError
 from leanlm.model.language_model import LanguageModel
+from leanlm.train import recipe as recipes
 from leanlm.train.origin import Origin
 from leanlm.train.recipe import Recipe
 
@@ -55,6 +56,16 @@ def material(recipe: Recipe, folder: Path, origin: Origin, note: Note) -> Materi
     if tokenizer is not None:
         rows.check_tokenizer(fingerprint(tokenizer.core), tokenizer.vocab_size)
     return Material(rows, _held(recipe, tokenizer), tokenizer)
+
+
+def shards(recipe: Recipe, folder: Path, origin: Origin, note: Note) -> tuple[Path, Path]:
+    """The folders of shards to learn from and of held-out ones, made once in `folder` of the text that `recipe` reads; several
+    runs may then read them."""
+    if not (folder / "recipe.toml").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        material(recipe, folder, origin, note)
+        recipes.write(recipe, folder / "recipe.toml")
+    return folder / "data", folder / "held"
 
 
 def _chats(recipe: Recipe, tokenizer: Tokenizer | None, note: Note) -> Material:

@@ -1,0 +1,31 @@
+"""A distillation over several processes: the same losses as on one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leanlm.distill import sequence
+from leanlm.train import recipe as recipes
+from tiny_distillations import student_file
+
+STAGES = ("1-matrices", "2-states", "3-logits")
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for stage in STAGES for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+    return [value for record in records if "loss" in record for value in (record["loss"], *record.get("parts", ()))]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(teacher, tmp_path):
+    """Sharded, layer by layer: also where the loss is that of matrices, which no forward pass of a layer gives."""
+    path = student_file(tmp_path, teacher)
+    sequence.distil(recipes.read(path), tmp_path / "one")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "leanlm"]
+    argv = [*run, "distill", str(path), "--out", str(tmp_path / "two"), "--set", "compute.strategy=fsdp"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
