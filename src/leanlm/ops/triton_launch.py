@@ -25,8 +25,7 @@ except ImportError as error:
     ) from error
 
 CAPABILITY = (8, 0)  # Ampere, the first with TF32 and bfloat16 products
-WARPS = (4, 8)
-STAGES = (2, 3)
+LAUNCHES = ((4, 2), (8, 3))  # warps and pipeline stages that are tried; each takes seconds to compile
 BROKEN: dict[str, str] = {}  # operations one of whose kernels did not compile, and why
 
 
@@ -145,9 +144,9 @@ def _by_autograd(plain: Callable, gradients: Sequence[Tensor], arguments: Sequen
 
 
 def tuned(key: Sequence[str], blocks: Sequence[dict] = ({},)) -> Callable:
-    """Decorates a kernel: the fastest of `blocks`, WARPS and STAGES for each `key` of its arguments, measured at the first call
-    and remembered on disk. The interpreter takes the first of the blocks."""
-    configs = [triton.Config(dict(block), num_warps=w, num_stages=s) for block in blocks for w in WARPS for s in STAGES]
+    """Decorates a kernel: the fastest of `blocks` and LAUNCHES for each `key` of its arguments, measured at the first call and
+    remembered on disk. The interpreter takes the first."""
+    configs = [triton.Config(dict(block), num_warps=w, num_stages=s) for block in blocks for w, s in LAUNCHES]
     return triton.autotune(configs[:1] if interpreted() else configs, key=list(key), cache_results=not interpreted())
 
 
