@@ -119,24 +119,25 @@ class _Differentiable(torch.autograd.Function):
         for place, tensor in zip(ctx.places, ctx.saved_tensors):
             arguments[place] = tensor
         try:
-            found = _by_autograd(ctx.plain, gradients, arguments) if ctx.op in BROKEN else ctx.gradients(gradients, *arguments)
+            found = by_autograd(ctx.plain, gradients, arguments) if ctx.op in BROKEN else ctx.gradients(gradients, *arguments)
         except Exception as error:
             if not failed_to_compile(error):
                 raise
             give_up(ctx.op, error)
-            found = _by_autograd(ctx.plain, gradients, arguments)
+            found = by_autograd(ctx.plain, gradients, arguments)
         asked = ctx.needs_input_grad[4:]
         cast = (g.to(a.dtype) if g is not None and need else None for g, a, need in zip(found, arguments, asked, strict=True))
         return None, None, None, None, *cast
 
 
-def _by_autograd(plain: Callable, gradients: Sequence[Tensor], arguments: Sequence) -> list[Tensor | None]:
+def by_autograd(plain: Callable, gradients: Sequence[Tensor | None], arguments: Sequence) -> list[Tensor | None]:
+    """The gradient of every argument, computed by running plain torch under autograd."""
     with torch.enable_grad():
         leaves = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in arguments]
         outputs = plain(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    pairs = [(y, g) for y, g in zip(outputs, gradients) if y.requires_grad]
+    pairs = [(y, g) for y, g in zip(outputs, gradients) if y is not None and y.requires_grad]
     found = torch.autograd.grad(
         [y for y, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs], allow_unused=True
     )
