@@ -52,6 +52,22 @@ class Attention(nn.Module):
                 state["start"].copy_(first[:, -1])
         return self.out_proj(y.flatten(2))
 
+    def step(self, x: Tensor, memory: Memory, position: Tensor, start: Tensor, slots: int) -> Tensor:
+        """`forward` of one token a text, [B, 1, D], where no shape depends on a number that is on the device: `position` and
+        `start` [B] of the memory are given there, and of its slots the first `slots` are looked at, which the caller sees to
+        is enough. Leaves the memory's own position as it is."""
+        q, k, v = self._project(x, memory, None)
+        last = position[:, None]
+        if self.config.rope:
+            cos, sin = rotary.angles(self.config.rope, last)
+            q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+        self._write(k, v, last, memory)
+        held = memory["k"].shape[1]
+        keys, values = (_recalled(memory, name, min(held, slots), k.dtype) for name in ("k", "v"))
+        at = self._slot_positions(last, held)[:, :slots]
+        y = ops.attend(q, keys, values, start[:, None], last, at, self.scale, self.config.window)
+        return self.out_proj(y.flatten(2))
+
     def _project(self, x: Tensor, state: Memory | None, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.conv is not None:
