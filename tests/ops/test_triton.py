@@ -17,7 +17,7 @@ from leanlm.ops import triton_carry, triton_launch, triton_norm, triton_packed, 
 
 CARD = torch.cuda.is_available()
 DEVICE = "cuda" if CARD else "cpu"
-EXAMPLES = {"ssd": 6, "selective_scan": 5, "conv": 8}  # the interpreter is slow
+EXAMPLES = {"ssd": 5, "selective_scan": 4}  # the interpreter is slow
 LONGEST = 66  # tokens: two chunks of either scan, and the scan goes through every one
 SPARED = {"telescope"}  # tested apart
 
@@ -49,7 +49,7 @@ def nothing_is_given_up():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("op", sorted(dispatch.KERNELS.keys() - SPARED))
 def test_outputs_and_gradients_agree_with_the_reference(op, dtype):
-    @settings(max_examples=EXAMPLES.get(op, 15), deadline=None, derandomize=True)
+    @settings(max_examples=EXAMPLES.get(op, 8), deadline=None, derandomize=True)
     @given(getattr(operands, op)(dtype).filter(is_small))
     def check(arguments):
         wanted, wanted_gradients = run(getattr(reference, op), arguments)
