@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from operands import TOLERANCE, agree, run
 
+from hybrid_models import build, text
 from leanlm import ops
+from leanlm.model.config import Mamba2, ModelConfig
 from leanlm.ops import dispatch, reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -193,3 +195,29 @@ def test_float64_and_nothing_go_to_plain_torch():
     run = triton_launch.guarded("rms_norm", failing, reference.rms_norm)
     assert run(torch.ones(2, 4).double(), torch.ones(4).double(), 1e-5).dtype == torch.float64
     assert run(torch.ones(0, 4), torch.ones(4), 1e-5).shape == (0, 4)
+
+
+@pytest.fixture
+def mamba(monkeypatch):
+    """A small Mamba-2 run by the kernels, and a text for it."""
+    if not CARD:
+        monkeypatch.setenv("LEANLM_IMPL", "triton")
+    config = ModelConfig(16, 20, ((Mamba2(16, 8, 6),),))
+    return build(config).to(DEVICE).train(), text(config, 1, 9).to(DEVICE)
+
+
+def gradients_of(module, tokens):
+    return torch.autograd.grad(module(tokens).square().sum(), module.parameters())
+
+
+@pytest.mark.parametrize("how", ["compiled", "recomputed"])
+def test_kernels_in_a_block_that_is_compiled_or_computed_again(how, mamba):
+    module, tokens = mamba
+    wanted = gradients_of(module, tokens)
+    for sublayer in module.sublayers():
+        if how == "compiled":
+            sublayer.compile(backend="aot_eager")
+        else:
+            sublayer.recompute = True
+    for found, expected in zip(gradients_of(module, tokens), wanted, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
