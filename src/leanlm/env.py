@@ -24,7 +24,7 @@ class Variable:
         return self.get().strip().lower() not in ("", "0", "false", "no", "off")
 
 
-IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (triton, eager or reference), and no model natively")
+IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (triton, eager or reference), not natively")
 TRITON_INTERPRET = Variable("TRITON_INTERPRET", "", "1: Triton runs GPU kernels on the CPU, slowly, for tests (read by triton)")
 ISA = Variable("LEANLM_ISA", "", "instruction set of the native library, where the CPU has it: portable, avx2 or avx512")
 THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many as there are physical cores by default")
@@ -57,4 +57,5 @@ SRUN = (
     SLURM_LAUNCH_NODE_IPADDR,
     SLURM_JOB_ID,
 )
-VARIABLES = (IMPL, TRITON_INTERPRET, ISA, THREADS, DEBUG, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, GOLDEN, *TORCHRUN, *SRUN)
+READ_BY_OTHERS = (TRITON_INTERPRET, HF_HUB_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM)
+VARIABLES = (IMPL, ISA, THREADS, DEBUG, GOLDEN, *READ_BY_OTHERS, *TORCHRUN, *SRUN)

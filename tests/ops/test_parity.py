@@ -14,6 +14,8 @@ from leanlm.ops import dispatch, eager, reference
 
 OPERATIONS = [op for op in dispatch.OPERATIONS if op != "telescope"]  # see test_telescope
 FAST = sorted({(op, name) for op in OPERATIONS for name in dispatch.TABLE[op, "*"] if name != "reference"})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("op", "name"), FAST)
 def test_forward_and_gradients_agree_with_the_reference(op, name, dtype):

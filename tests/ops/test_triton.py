@@ -1,4 +1,4 @@
-"""The GPU kernels against the reference, forward and backward: on a card where there is one, else under Triton's interpreter."""
+"""The GPU kernels against the reference, forward and backward: on a card, or without one under Triton's interpreter."""
 
 import importlib
 
@@ -77,7 +77,10 @@ def test_outputs_and_gradients_agree_with_the_reference(op, dtype):
 def test_telescoping_entries_agree_with_the_reference(arguments):
     if CARD:
         pytest.skip("the reference's arguments lie on the CPU")
-    found, wanted = test_telescope.run(triton_telescope.telescope, arguments), test_telescope.run(reference.telescope, arguments)
+    found, wanted = (
+        test_telescope.run(triton_telescope.telescope, arguments),
+        test_telescope.run(reference.telescope, arguments),
+    )
     for mine, theirs in zip(found, wanted, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-5)

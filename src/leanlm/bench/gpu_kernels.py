@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from leanlm import ops
+from leanlm.api import as_device
 from leanlm.bench.kernels import matrix
 from leanlm.model import packed
 from leanlm.model.packed import Packed
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 8192, 65536])
     for name, default in (("rows", 4096), ("columns", 4096), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    chosen, device = parser.parse_args(), card.named("cuda")
+    chosen, device = parser.parse_args(), as_device("cuda")
     rate = card.matrix_rate(torch.bfloat16)
     for tokens in chosen.tokens:
         print(json.dumps({"tokens": tokens, **ssd(tokens, chosen.rounds, device, rate)}), flush=True)
@@ -57,7 +58,7 @@ def ssd(tokens: int, rounds: int, device: torch.device, rate: float, heads: int 
 
 
 def operations(tokens: int, heads: int) -> int:
-    """Of the products of both passes: scores, what they weigh, states made and looked at; the backward pass has twice as many."""
+    """Of the products of both passes: scores, what they weigh, states made and looked at; backward there are twice as many."""
     inside = CHUNK * STATE + heads * CHUNK * WIDTH
     return 3 * 2 * tokens * (inside + 2 * heads * WIDTH * STATE)
 
@@ -111,7 +112,7 @@ def one_row(format: str, R: int, n: int, rounds: int, device: torch.device) -> d
         read = card.read_seconds(size * len(weights), rounds) if device.type == "cuda" else None
     speed = size * len(weights) / found["product"]
     share = {} if read is None else {"share_of_read": round(read / found["product"], 3)}
-    return {"gb_per_second": round(speed / 1e9, 1), **share}
+    return {"gb_per_second": float(f"{speed / 1e9:.3g}"), **share}
 
 
 def _copies(weight: Tensor | Packed, count: int) -> Iterator[Tensor | Packed]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leanlm import runtime
-from leanlm.api import as_cache_dtype, as_dtype
+from leanlm.api import as_cache_dtype, as_device, as_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
@@ -48,7 +48,7 @@ class Ours:
         """Loads the model; returns what it is and what runs it."""
         if threads:
             machine.set_threads(threads)
-        self.device = card.named(device)
+        self.device = as_device(device)
         began = time.perf_counter()
         self.module = load_module(path, as_dtype(dtype)).module.to(self.device)
         card.wait(self.device)

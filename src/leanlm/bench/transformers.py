@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from leanlm.api import as_device
 from leanlm.runtime import card
 
 
@@ -17,10 +18,10 @@ class Transformers:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(threads)
+        self.device = as_device(device)
         began = time.perf_counter()
         given = {} if attn == "auto" else {"attn_implementation": attn}  # Mamba's models refuse any
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", **given).eval().to(device)
-        self.device = card.named(device)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", **given).eval().to(self.device)
         # Mamba's models have a name of their own for what the others call past key values.
         self.cache = "cache_params" if self.model.config.model_type in ("mamba", "mamba2") else "past_key_values"
         return {

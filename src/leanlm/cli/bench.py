@@ -16,9 +16,9 @@ Append = tyro.conf.UseAppendAction
 
 @dataclass(frozen=True)
 class Command:
-    """Measure MODEL on this CPU or a CUDA device: prefill and decode in tokens per second, the bytes that a token moves, and the share they
-    reach of the rate at which memory is read, measured in the same run. --peer runs another program on the same weights in
-    turn. Every side is a process of its own; medians are told, with their spread.
+    """Measure MODEL on a CPU or a CUDA device: prefill and decode in tokens per second, the bytes that a token moves, and the
+    share they reach of the rate at which memory is read, measured in the same run. --peer runs another program on the same
+    weights in turn. Every side is a process of its own; medians are told, with their spread.
 
     Random weights (--random) need no download and change no speed."""
 

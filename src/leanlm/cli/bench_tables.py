@@ -37,7 +37,8 @@ def sides(found: dict) -> Iterator[str]:
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     yield f"{ours['processor'] or 'this processor'}, {threads}, {found['repeats']} turns after a warm-up"
     state = ", ".join(f"{name} {dtype}" for name, dtype in found["decode"][0]["state"]["dtypes"].items())
-    yield f"leanlm: {ours['runtime']}, {ours['instruction_set']}; state: {state or 'none'}; loaded in {ours['load_seconds']:.1f} s"
+    how = f"{ours['runtime']}, {ours['instruction_set']}"
+    yield f"leanlm: {how}; state: {state or 'none'}; loaded in {ours['load_seconds']:.1f} s"
     for name, side in found["sides"].items():
         if name != "leanlm":
             options = " ".join(f"{option}={value}" for option, value in side["options"].items())

@@ -21,7 +21,7 @@ try:
     from triton.runtime.errors import OutOfResources, PTXASError
 except ImportError as error:
     raise ImportError(
-        f"Triton cannot be imported ({first_line(error)}); it comes with torch for CUDA: install that torch, or pip install triton"
+        f"Triton cannot be imported ({first_line(error)}); it comes with torch for CUDA: install that, or pip install triton"
     ) from error
 
 CAPABILITY = (8, 0)  # Ampere, the first with TF32 and bfloat16 products
@@ -138,9 +138,7 @@ def by_autograd(plain: Callable, gradients: Sequence[Tensor | None], arguments: 
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     pairs = [(y, g) for y, g in zip(outputs, gradients) if y is not None and y.requires_grad]
-    found = torch.autograd.grad(
-        [y for y, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs], allow_unused=True
-    )
+    found = torch.autograd.grad([y for y, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs], allow_unused=True)
     return [dict(zip(wanted, found)).get(i) for i in range(len(leaves))]
 
 

@@ -58,9 +58,8 @@ def _values(
         return (code - 1).to(tl.float32)
     if KIND == "columns":
         return (code - 1).to(tl.float32) * _of_region(scales, starts, column, S)
-    if g_idx is None:
-        group = (column.to(tl.int64) * G // n).to(tl.int32)
-    else:
+    group = (column.to(tl.int64) * G // n).to(tl.int32)
+    if g_idx is not None:
         group = tl.load(g_idx + column, column < n, 0)
     at, there = r[:, None].to(tl.int64) * G + group, (r[:, None] < R) & (column < n)
     zero = 1 << (BITS - 1)

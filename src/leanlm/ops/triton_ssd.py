@@ -98,7 +98,7 @@ def _given_states(shape: Shape, x, left: Decays, B, state, dots) -> tuple[Tensor
 
 def _added(shape: Shape, values, weight, keys, dots) -> Tensor:
     """Sums over each chunk's tokens of weight [b, c, H, Q] values [b, L, H, P] keys [b, L, G, N]: [b, c, H, P, N]."""
-    b, (L, c, H, _, P, N) = len(values), shape.sizes
+    b, (_, c, H, _, P, N) = len(values), shape.sizes
     out = torch.empty(b, c, H, P, N, device=values.device)
     grid = (b * c * H, triton.cdiv(P, shape.BP) * triton.cdiv(N, shape.BN))
     strides = (*values.stride()[:3], *keys.stride()[:3])
@@ -128,8 +128,7 @@ def _added_kernel(
 def _seen(shape: Shape, own, other, values, states, left: Decays, share, y, later: bool, dots) -> None:
     """Into y [b, L, H, P], for every token i: the sum over the tokens j of its chunk up to i (from i on: `later`) of
     (own[i] . other[j]) values[j] and the decay between both, and share[i] states own[i]."""
-    b, (L, c, H, _, P, N) = len(values), shape.sizes
-    grid = (b * c * H, triton.cdiv(P, shape.BP))
+    grid = (len(values) * shape.chunks * shape.H, triton.cdiv(shape.P, shape.BP))
     strides = (*own.stride()[:3], *other.stride()[:3], *values.stride()[:3])
     given = (own, other, values, states, left.high, left.low, left.documents, share, y)
     _seen_kernel[grid](*given, *shape.sizes, *strides, LATER=later, DOTS=dots, **shape.tiles)

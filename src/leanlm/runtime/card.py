@@ -5,19 +5,9 @@ import time
 
 import torch
 
-from leanlm.errors import UsageError
-
 BLOCK = 1 << 30  # bytes of a copy, beyond caches
 SIZE = 8192  # of the matrices
 ROUNDS = 10
-
-
-def named(device: str) -> torch.device:
-    """The device; raises UsageError for a CUDA one where torch has none."""
-    if device != "cpu" and not torch.cuda.is_available():
-        built = "was built without CUDA" if torch.version.cuda is None else "finds no device"
-        raise UsageError(f"no CUDA device: torch {torch.__version__} {built}; leanlm doctor says what there is")
-    return torch.device(device)
 
 
 def wait(device: torch.device) -> None:
