@@ -91,7 +91,7 @@ def _forward_kernel(
 ):  # fmt: skip
     blocks = tl.cdiv(L, BT)
     row = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks * BT + tl.arange(0, BT))[:, None]
+    t = (tl.program_id(0) % blocks * BT + tl.arange(0, BT)).to(tl.int64)[:, None]
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     total = _sums(x, weight, bias, tail, segments, row, t, c, L, C, xb, xl, K)
     if SILU:
