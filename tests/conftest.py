@@ -13,7 +13,11 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from golden_cases import OWN
+from leanlm import env
 from leanlm.cli.main import main
+
+if not torch.cuda.is_available():
+    env.TRITON_INTERPRET.put("1")  # before Triton is imported: the GPU kernels run on the CPU
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings, many times more on a busy machine
 

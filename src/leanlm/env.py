@@ -24,7 +24,8 @@ class Variable:
         return self.get().strip().lower() not in ("", "0", "false", "no", "off")
 
 
-IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (eager or reference), and no model natively")
+IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (triton, eager or reference), not natively")
+TRITON_INTERPRET = Variable("TRITON_INTERPRET", "", "1: Triton runs GPU kernels on the CPU, slowly, for tests (read by triton)")
 ISA = Variable("LEANLM_ISA", "", "instruction set of the native library, where the CPU has it: portable, avx2 or avx512")
 THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many as there are physical cores by default")
 DEBUG = Variable("LEANLM_DEBUG", "", "1: show tracebacks instead of one-line errors, as --debug does")
@@ -58,5 +59,12 @@ SRUN = (
     SLURM_LAUNCH_NODE_IPADDR,
     SLURM_JOB_ID,
 )
-LIBRARIES = (HF_HUB_OFFLINE, HF_DATASETS_OFFLINE, HF_TOKEN, TOKENIZERS_PARALLELISM, TQDM_DISABLE)
-VARIABLES = (IMPL, ISA, THREADS, DEBUG, *LIBRARIES, GOLDEN, *TORCHRUN, *SRUN)
+READ_BY_OTHERS = (
+    TRITON_INTERPRET,
+    HF_HUB_OFFLINE,
+    HF_DATASETS_OFFLINE,
+    HF_TOKEN,
+    TOKENIZERS_PARALLELISM,
+    TQDM_DISABLE,
+)
+VARIABLES = (IMPL, ISA, THREADS, DEBUG, GOLDEN, *READ_BY_OTHERS, *TORCHRUN, *SRUN)

@@ -45,3 +45,8 @@ def test_a_missing_peer_names_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--peer llama.cpp needs llama_cpp: pip install 'leanlm\[judges,gguf\]'"):
         peers.check(["llama.cpp"])
+
+
+def test_peers_that_do_not_run_on_the_device_are_refused():
+    with pytest.raises(UsageError, match=r"--peer llama.cpp is measured on cpu only, not with --device cuda"):
+        peers.check(["llama.cpp"], "cuda")

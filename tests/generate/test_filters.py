@@ -97,3 +97,16 @@ def test_extreme_settings_still_give_a_distribution(extreme):
     kept = filters.probabilities(logits, seen, Sampling(do_sample=True, **extreme))
     assert torch.isfinite(kept).all()
     torch.testing.assert_close(kept.sum(-1), torch.ones(3))
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.7, "top_p": 0.8}, {"top_k": 3}, {"repetition_penalty": 1.7}])
+def test_choosing_on_a_device_gives_the_same_tokens_and_marks_rows_that_are_not_finite(given):
+    sampling, generator = Sampling.of(**given), torch.Generator().manual_seed(0)
+    logits, seen = torch.randn(5, 40, generator=generator), torch.rand(5, 40, generator=generator) < 0.3
+    numbers = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(5)])
+    wanted = filters.choose(logits, seen, sampling, [torch.Generator().manual_seed(i) for i in range(5)])
+    assert filters.on_device(logits, seen, sampling, numbers).tolist() == wanted
+    logits[1, 7], logits[3, 0] = math.nan, math.inf
+    found = filters.on_device(logits, seen, sampling, numbers).tolist()
+    assert [found[1], found[3]] == [filters.NOT_FINITE] * 2
+    assert [found[i] for i in (0, 2, 4)] == [wanted[i] for i in (0, 2, 4)]

@@ -145,6 +145,7 @@ def check_packed(model, lengths, tolerance=FLOAT32):
     """One row of documents against the documents one by one: logits and the gradients of all parameters."""
     tokens = text(model.config, 1, sum(lengths))
     weigh = torch.randn(1, sum(lengths), model.config.padded_vocab_size, generator=torch.Generator().manual_seed(1))
+    weigh = weigh.to(tokens.device)
     parameters = dict(model.named_parameters())
     packed = model(tokens, segments=pack(lengths))
     apart = torch.cat([model(part) for part in tokens.split(lengths, 1)], 1)

@@ -1,5 +1,7 @@
 """The table of implementations: what is chosen, how a choice is forced, and why others were passed over."""
 
+import sys
+
 import pytest
 import torch
 
@@ -19,7 +21,8 @@ def test_the_fastest_is_chosen_and_the_reference_can_be_forced(op, monkeypatch):
 
 
 def test_every_operation_of_the_surface_is_in_the_table():
-    surface = {name for name, value in vars(ops).items() if callable(value) and value.__module__ == "leanlm.ops"}
+    own = (name for name, value in vars(ops).items() if callable(value) and value.__module__ == "leanlm.ops")
+    surface = {name for name in own if not name.startswith("__")}  # which torch.compile leaves there
     assert surface - {"Tensor"} == set(dispatch.OPERATIONS)
 
 
@@ -50,3 +53,56 @@ def test_an_operation_without_any_implementation_says_so(monkeypatch):
     monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)
     with pytest.raises(UsageError, match="linear has no implementation for cpu"):
         dispatch.implementation("linear", "cpu")
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """Chooses anew in every call, and warns anew."""
+    monkeypatch.delenv("LEANLM_IMPL", raising=False)
+    monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)
+    dispatch._say_once.cache_clear()
+    yield
+    dispatch._say_once.cache_clear()
+
+
+@pytest.fixture
+def triton_launch(choosing):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from leanlm.ops import triton_launch
+
+    return triton_launch
+
+
+def test_without_triton_plain_torch_serves_a_gpu_and_says_so_once(choosing, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "leanlm.ops.triton_launch", raising=False)
+    with pytest.warns(UserWarning, match=r"no GPU kernels here, plain torch serves instead.*pip install triton") as told:
+        for op in dispatch.KERNELS:
+            name, refused = dispatch.explain(op, "cuda")
+            assert name == "eager" and refused[0][0] == "triton" and "Triton cannot be imported" in refused[0][1]
+    assert len(told) == 1
+
+
+def test_kernels_serve_a_gpu_and_can_be_forced_on_a_cpu_under_the_interpreter(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: True)
+    for op in dispatch.OPERATIONS:
+        assert dispatch.explain(op, "cuda") == ("triton" if op in dispatch.KERNELS else "eager", ())
+    monkeypatch.setenv("LEANLM_IMPL", "triton")
+    for op in dispatch.OPERATIONS:
+        assert dispatch.explain(op, "cpu")[0] == ("triton" if op in dispatch.KERNELS else "eager")
+
+
+def test_kernels_forced_on_a_cpu_without_the_interpreter_are_refused_with_the_reason(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
+    monkeypatch.setenv("LEANLM_IMPL", "triton")
+    with pytest.warns(UserWarning, match="kernels run on CUDA devices; on a cpu only for tests, under TRITON_INTERPRET=1"):
+        assert dispatch.explain("ssd", "cpu")[0] == "eager"
+
+
+def test_a_card_that_is_too_old_is_named(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
+    with pytest.warns(UserWarning, match=r"Tesla T4 has compute capability 7\.5 and the kernels need 8\.0"):
+        assert dispatch.explain("ssd", "cuda")[0] == "eager"

@@ -1,4 +1,4 @@
-"""leanlm as one side of a measurement, and the plain read of memory it is held against."""
+"""leanlm as one side of a measurement, and the plain read of memory it is held against, on the CPU or a CUDA device."""
 
 import time
 
@@ -6,26 +6,28 @@ import torch
 from torch import Tensor
 
 from leanlm import runtime
-from leanlm.api import as_dtype, as_state_dtype
+from leanlm.api import as_device, as_dtype, as_state_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
 from leanlm.ops.pages import Arena
-from leanlm.runtime import machine
+from leanlm.runtime import card, machine
 
 PIECE = 128  # rows of the prompt that a profile looks at, at most: those of one call of the runtime
 ROUNDS = 5  # of a profile
 
 
 class Reader:
-    """Plain reads of memory, by as many threads as the model has."""
+    """Plain reads of memory: by as many threads as the model has, or of a device's."""
 
-    def load(self, threads: int) -> None:
+    def load(self, threads: int, device: str = "cpu") -> None:
         machine.set_threads(threads)
-        self.block = torch.empty(0, dtype=torch.uint8)
+        self.device, self.block = device, torch.empty(0, dtype=torch.uint8)
 
     def read(self, nbytes: int, times: int) -> float:
         """Seconds of one read, the mean of so many in a row."""
+        if self.device != "cpu":
+            return card.read_seconds(nbytes, times)
         if len(self.block) != nbytes:
             self.block = Arena(nbytes).zeros((nbytes,), torch.uint8).fill_(1)
         return machine.read_seconds(self.block, times)
@@ -41,16 +43,20 @@ class Ours:
         threads: int | None,
         state_dtype: str | None = None,
         cache_dtype: str | None = None,
+        device: str = "cpu",
     ) -> dict:
         """Loads the model; returns what it is and what runs it."""
         if threads:
             machine.set_threads(threads)
+        self.device = as_device(device)
         began = time.perf_counter()
-        self.module = load_module(path, as_dtype(dtype)).module
+        self.module = load_module(path, as_dtype(dtype)).module.to(self.device)
+        card.wait(self.device)
         seconds = time.perf_counter() - began
         self.module.state_dtype, self.module.cache_dtype = as_state_dtype(state_dtype), as_state_dtype(cache_dtype)
         self.run = runtime.of(self.module)
-        native = self.run is not self.module and self.run.takes(self.module.new_state(1, 1))
+        on_cpu = self.device.type == "cpu" and self.run is not self.module
+        native = on_cpu and self.run.takes(self.module.new_state(1, 1))
         weights = self.module.weights()
         return {
             "parameters": sum(weight.numel() for weight in weights.values()),
@@ -59,10 +65,21 @@ class Ours:
             "formats": sorted({str(w.format) if isinstance(w, Packed) else _word(w.dtype) for w in self._matrices()}),
             "load_seconds": seconds,
             "native": native,
+            "device": self.device.type,
+            "runtime": self._runtime(),
             "instruction_set": machine.instruction_set() if native else f"torch, {torch.backends.cpu.get_cpu_capability()}",
             "threads": machine.threads() if native else torch.get_num_threads(),
-            "processor": machine.processor(),
+            "processor": machine.processor() if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
         }
+
+    def _runtime(self) -> str:
+        if self.run is self.module:
+            return "modules in PyTorch"
+        return "native library" if self.device.type == "cpu" else "CUDA graphs"
+
+    def peak_device(self) -> int:
+        """Bytes of the device's memory that tensors have taken at most."""
+        return torch.cuda.max_memory_allocated(self.device)
 
     def _matrices(self) -> list:
         return [matrix.weight for matrix in self.module.matrices().values()]
@@ -83,8 +100,10 @@ class Ours:
         batch, capacity = self.state.batch, self.context + length
         self.state = self.module.new_state(batch, capacity=capacity)
         tokens = self._tokens(batch, length)
+        card.wait(self.device)
         began = time.perf_counter()
         self.run(tokens, self.state, last_only=True)
+        card.wait(self.device)
         return time.perf_counter() - began
 
     @torch.inference_mode()
@@ -93,9 +112,11 @@ class Ours:
         changes no speed."""
         self._rewind()
         tokens = self._tokens(self.state.batch, count).t().unsqueeze(-1).contiguous()  # [count, B, 1]
+        card.wait(self.device)
         began = time.perf_counter()
         for one in tokens:
             self.run(one, self.state, last_only=True)
+        card.wait(self.device)
         return time.perf_counter() - began
 
     @torch.inference_mode()
@@ -122,7 +143,8 @@ class Ours:
         self.state.position.fill_(self.context)
 
     def _tokens(self, batch: int, length: int) -> Tensor:
-        return torch.randint(self.module.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+        chance = torch.Generator().manual_seed(0)
+        return torch.randint(self.module.config.vocab_size, (batch, length), generator=chance).to(self.device)
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -9,24 +9,28 @@ from leanlm.errors import UsageError
 
 @dataclass(frozen=True)
 class Peer:
-    """`packages` it is imported from, the extras that bring them, and its options with their values, the default first."""
+    """`packages` it is imported from, the extras that bring them, its options with their values, the default first, and the
+    devices that it is measured on."""
 
     packages: tuple[str, ...]
     extras: str
     options: Mapping[str, tuple[str, ...]]
+    devices: tuple[str, ...] = ("cpu",)
 
 
 PEERS = {
     "llama.cpp": Peer(
         ("llama_cpp", "gguf"), "judges,gguf", {"flash_attn": ("auto", "on", "off"), "kv": ("f16", "f32", "bf16", "q8_0")}
     ),
-    "transformers": Peer(("transformers",), "test", {"attn": ("auto", "sdpa", "eager")}),
+    "transformers": Peer(("transformers",), "test", {"attn": ("auto", "sdpa", "eager")}, ("cpu", "cuda")),
 }
 
 
-def check(names: Sequence[str]) -> None:
-    """Raises UsageError naming the extra of a peer that is not installed."""
+def check(names: Sequence[str], device: str = "cpu") -> None:
+    """Raises UsageError naming the extra of a peer that is not installed, and for one that does not run on the device."""
     for name in names:
+        if device not in PEERS[name].devices:
+            raise UsageError(f"--peer {name} is measured on {', '.join(PEERS[name].devices)} only, not with --device {device}")
         for package in PEERS[name].packages:
             if importlib.util.find_spec(package) is None:
                 raise UsageError(f"--peer {name} needs {package}: pip install 'leanlm[{PEERS[name].extras}]'")

@@ -46,6 +46,7 @@ class Settings:
     new: int = 32
     repeats: int = 5
     threads: int | None = None
+    device: str = "cpu"
     state_dtype: str | None = None
     cache_dtype: str | None = None
     profile: bool = False
@@ -55,12 +56,13 @@ class Settings:
 
 
 def measure(subject: Subject, settings: Settings, progress: Progress = lambda text: None) -> dict:
-    """All measurements as plain data: `sides` by name, `prefill` and `decode` rows, `peak_resident_bytes`, `profile`.
+    """All measurements as plain data: `sides` by name, `prefill` and `decode` rows, `peak_resident_bytes`, on a CUDA device
+    `peak_device_bytes`, `profile`.
 
     Raises UsageError for a peer that is not installed or has no such model, before anything is measured. Exported models
     lie in a temporary folder, which is gone afterwards, as are the processes, also where it is interrupted.
     """
-    peers.check(settings.peers)
+    peers.check(settings.peers, settings.device)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="leanlm-bench-"))
         prepared = _prepare(folder, subject, settings, progress)
@@ -69,6 +71,8 @@ def measure(subject: Subject, settings: Settings, progress: Progress = lambda te
         found["prefill"] = [bench.prefill(batch) for batch in settings.batches]
         found["decode"] = [bench.decode(batch, context) for context in settings.contexts for batch in settings.batches]
         found["peak_resident_bytes"] = {name: side.call("peak_resident") for name, side in bench.sides.items()}
+        if settings.device != "cpu":
+            found["peak_device_bytes"] = {name: side.call("peak_device") for name, side in bench.sides.items()}
         if settings.profile:
             given = {"batch": settings.batches[0], "context": settings.contexts[0], "prompt": settings.prompt}
             found["profile"] = bench.sides["leanlm"].call("profile", **given)
@@ -112,17 +116,20 @@ class Bench:
             threads=settings.threads,
             state_dtype=settings.state_dtype,
             cache_dtype=settings.cache_dtype,
+            device=settings.device,
         )
         if settings.profile and not ours["native"]:
             raise UsageError("--profile times the native runtime, which does not run here; leanlm doctor says why")
         told = {"leanlm": ours}
         for name, made in prepared["peers"].items():
             options = peers.options(name, settings.peer_options)
+            if settings.device != "cpu":
+                options |= {"device": settings.device}
             about = self.sides[name].call("load", path=made["path"], threads=ours["threads"], **options)
             told[name] = {"weights": made["types"], "file_bytes": made["bytes"], **about}
-        if ours["native"]:
+        if ours["native"] or settings.device != "cpu":
             self.reader = self.stack.enter_context(Worker("read"))
-            self.reader.call("load", threads=ours["threads"])
+            self.reader.call("load", threads=ours["threads"], device=settings.device)
         return {"threads": ours["threads"], "repeats": settings.repeats, "sides": told}
 
     def prefill(self, batch: int) -> dict:

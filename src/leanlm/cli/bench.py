@@ -16,9 +16,9 @@ Append = tyro.conf.UseAppendAction
 
 @dataclass(frozen=True)
 class Command:
-    """Measure MODEL on this CPU: prefill and decode in tokens per second, the bytes that a token moves, and the share they
-    reach of the rate at which memory is read, measured in the same run. --peer runs another program on the same weights in
-    turn. Every side is a process of its own; medians are told, with their spread.
+    """Measure MODEL on a CPU or a CUDA device: prefill and decode in tokens per second, the bytes that a token moves, and the
+    share they reach of the rate at which memory is read, measured in the same run. --peer runs another program on the same
+    weights in turn. Every side is a process of its own; medians are told, with their spread.
 
     Random weights (--random) need no download and change no speed."""
 
@@ -48,6 +48,8 @@ class Command:
     """Tokens decoded in a turn."""
     repeats: int = 5
     """Turns of every measurement, after one to warm up."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where every side runs."""
     threads: int | None = None
     """Of every side; as many as there are physical cores by default."""
     peer: Append[tuple[Literal["llama.cpp", "transformers"], ...]] = ()
@@ -116,6 +118,7 @@ def check(command: Command):
         new=command.new,
         repeats=command.repeats,
         threads=command.threads,
+        device=command.device,
         state_dtype=given(command.state_dtype),
         cache_dtype=given(command.cache_dtype),
         profile=command.profile,

@@ -21,6 +21,9 @@ def show(found: dict) -> None:
         console.print("Bytes that a decoding step moves, and a plain read of as many, in turn with the model.")
     held = ", ".join(f"{name} {sizes.size(peak)}" for name, peak in found["peak_resident_bytes"].items())
     console.print("", f"peak resident memory: {held}", sep="\n")
+    if "peak_device_bytes" in found:
+        held = ", ".join(f"{name} {sizes.size(peak)}" for name, peak in found["peak_device_bytes"].items())
+        console.print(f"peak memory of the device: {held}")
     for name, call in found.get("profile", {}).items():
         console.print("", profile(name, call), sep="\n")
 
@@ -33,9 +36,9 @@ def sides(found: dict) -> Iterator[str]:
     yield f"{found['model']}: {sizes.count(ours['parameters'])} {weights} in {held}, {sizes.size(ours['weight_bytes'])}"
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     yield f"{ours['processor'] or 'this processor'}, {threads}, {found['repeats']} turns after a warm-up"
-    how = "native library" if ours["native"] else "modules in PyTorch"
     state = ", ".join(f"{name} {dtype}" for name, dtype in found["decode"][0]["state"]["dtypes"].items())
-    yield f"leanlm: {how}, {ours['instruction_set']}; state: {state or 'none'}; loaded in {ours['load_seconds']:.1f} s"
+    how = f"{ours['runtime']}, {ours['instruction_set']}"
+    yield f"leanlm: {how}; state: {state or 'none'}; loaded in {ours['load_seconds']:.1f} s"
     for name, side in found["sides"].items():
         if name != "leanlm":
             options = " ".join(f"{option}={value}" for option, value in side["options"].items())

@@ -28,6 +28,7 @@ def run(command: Command) -> None:
         "machine": machine(),
         "runtime": runtime(),
         "speed": speed(),
+        "gpu": gpu(),
         "operations": operations(),
         "optional packages": optional_packages(),
         "environment": environment(),
@@ -49,7 +50,6 @@ def machine() -> Section:
 
     from leanlm.runtime.machine import instruction_sets
 
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "leanlm": importlib.metadata.version("leanlm"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -57,7 +57,6 @@ def machine() -> Section:
         "processor": ", ".join(instruction_sets()) or "instruction sets unknown",
         "vector code of torch": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
-        "cuda": ", ".join(devices) or "no device",
         "model cache": str(HF_HUB_CACHE),
     }
 
@@ -97,6 +96,34 @@ def speed() -> Section:
         rate = machine.expected_rate(entry.model, held, max(rates.values()))
         found[f"tokens/s to expect, {entry.name} in {scheme}"] = round(rate, 1)
     return found
+
+
+def gpu() -> Section:
+    """Every CUDA device, its measured rates, and what runs models there; why there is none."""
+    import torch
+
+    from leanlm.runtime import card
+
+    if not torch.cuda.is_available():
+        return {"cuda": "torch was built without CUDA" if torch.version.cuda is None else "no device"}
+    found: Section = {f"cuda:{i}": card.describe(i) for i in range(torch.cuda.device_count())}
+    found["kernels"] = kernels()
+    found["GB/s, read and written by a copy"] = round(card.copy_rate() / 1e9)
+    for dtype in (torch.bfloat16, torch.float32):
+        word = str(dtype).removeprefix("torch.")
+        found[f"TFLOP/s, a large product in {word}"] = round(card.matrix_rate(dtype) / 1e12, 1)
+    return found
+
+
+def kernels() -> str:
+    """What the GPU kernels are compiled by, or why there are none."""
+    try:
+        from leanlm.ops import triton_launch
+
+        triton_launch.check("cuda")
+    except ImportError as error:
+        return f"plain torch, slower; {error}"
+    return f"Triton {importlib.metadata.version('triton')}"
 
 
 def operations() -> Section:

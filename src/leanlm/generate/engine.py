@@ -23,6 +23,7 @@ from leanlm.generate.stopping import TextStream
 from leanlm.generate.vocabulary import Vocabulary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
+from leanlm.runtime import device_memory
 
 CHUNK = 512  # tokens of a prompt read per call: bounds the memory of reading, whatever the prompt's length
 NEW_TOKENS = 100  # where no limit is given
@@ -135,8 +136,11 @@ def extend(
     while True:
         warn_past_context(state)
         logits = logits[:, :size]
-        check_finite(logits, rows)
+        if logits.device.type == "cpu":
+            check_finite(logits, rows)
         tokens = filters.choose(logits, seen, sampling, [row.generator for row in rows])
+        if filters.NOT_FINITE in tokens:
+            check_finite(logits, rows)
         for row, token in zip(rows, tokens):
             if not row.finish:
                 row.accept(token, eos_ids, not sampling.stop_together)
@@ -219,10 +223,13 @@ class Generation:
 
     def _start(self) -> Iterator[Sequence[Row]]:
         texts = [row.unread for row in self.rows]
-        state, logits = read_ragged(self.module, texts, max(map(len, texts)) + max(row.limit for row in self.rows))
-        self.state_bytes = state.nbytes
-        v = self.vocabulary
-        yield from extend(self.module, self.rows, state, logits, self.sampling, v.size, v.eos_ids)
+        longest = max(map(len, texts))
+        capacity = longest + max(row.limit for row in self.rows)
+        with device_memory.enough(self.module, len(texts), capacity, min(CHUNK, longest)):
+            state, logits = read_ragged(self.module, texts, capacity)
+            self.state_bytes = state.nbytes
+            v = self.vocabulary
+            yield from extend(self.module, self.rows, state, logits, self.sampling, v.size, v.eos_ids)
 
     def __iter__(self) -> Iterator[str] | Iterator[list[int]]:
         """The pieces of text of the only row; without a tokenizer its new ids, in lists."""

@@ -14,6 +14,7 @@ from leanlm.generate.sampling import MAMBA_SSM, Sampling
 
 OUT = float("-inf")
 ALONE = threading.Lock()
+NOT_FINITE = -1  # in the place of a token
 LIKELIEST = 256  # tokens among which a nucleus is looked for first
 
 
@@ -35,12 +36,28 @@ def probabilities(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Te
 
 
 def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
-    """One token per row of logits [B, V]; every row draws one number from its own CPU generator (none when greedy)."""
+    """One token per row of logits [B, V]; every row draws one number from its own CPU generator (none when greedy).
+
+    On other devices than the CPU a row whose logits are not all finite gets NOT_FINITE: the tokens are all that is waited for.
+    """
     with one_thread():
+        numbers = None
+        if not sampling.greedy:
+            numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+        if logits.device.type != "cpu":
+            return on_device(logits, seen, sampling, numbers).tolist()
         if sampling.greedy:
             return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))
-        numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
         return draw(probabilities(logits, seen, sampling), numbers).tolist()
+
+
+def on_device(logits: Tensor, seen: Tensor | None, sampling: Sampling, numbers: Tensor | None) -> Tensor:
+    """The tokens [B] of `choose`, without waiting for the device."""
+    if sampling.greedy:
+        tokens = penalise(logits.float(), seen, sampling.repetition_penalty).argmax(-1)
+    else:
+        tokens = draw(probabilities(logits, seen, sampling), numbers)
+    return tokens.where(torch.isfinite(logits).all(-1), NOT_FINITE)
 
 
 @contextmanager
@@ -57,9 +74,9 @@ def one_thread() -> Iterator[None]:
 
 
 def likeliest(logits: Tensor) -> list[int]:
-    """The first of the largest of each row."""
+    """The first of the largest of each row, on the CPU."""
     # numpy's search is ten times as fast as torch's, which would be a noticeable part of a small model's token.
-    return (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
+    return logits.numpy().argmax(-1).tolist()
 
 
 def draw(distribution: Tensor, numbers: Tensor) -> Tensor:
@@ -108,7 +125,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if not 0 < p < 1:
         return logits
     total, vocabulary = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
-    for count in (min(LIKELIEST, vocabulary), vocabulary):  # few hold p as a rule, and an order of all takes long
+    # Few hold p as a rule, and an order of all takes long; on a GPU it takes less than to ask whether it is needed.
+    for count in (min(LIKELIEST, vocabulary), vocabulary) if logits.device.type == "cpu" else (vocabulary,):
         values, order = logits.topk(count)
         held = (values - total).exp().cumsum(-1)
         if count == vocabulary or bool((held[:, -1] > p).all()):

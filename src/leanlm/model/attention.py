@@ -50,6 +50,19 @@ class Attention(nn.Module):
                 state["start"].copy_(first[:, -1])
         return self.out_proj(y.flatten(2))
 
+    def step(self, x: Tensor, memory: Memory, position: Tensor, start: Tensor, slots: int) -> Tensor:
+        """`forward` of one token a text, [B, 1, D], where no shape depends on a number that is on the device: `position` and
+        `start` [B] of the memory are given there, and of its slots the first `slots` are looked at, which the caller sees to
+        is enough. Leaves the memory's own position as it is."""
+        last = position[:, None]
+        q, k, v = self.project(x, last, memory)
+        self._write(k, v, last, memory)
+        held = memory["k"].shape[1]
+        keys, values = (_recalled(memory, name, min(held, slots), k.dtype) for name in ("k", "v"))
+        at = self._slot_positions(last, held)[:, :slots]
+        y = ops.attend(q, keys, values, start[:, None], last, at, self.scale, self.config.window)
+        return self.out_proj(y.flatten(2))
+
     def matrix(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
         """[B, H, L, L] float32: the probabilities that multiply the values of a text read from an empty state."""
         last = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])

@@ -181,8 +181,9 @@ class LanguageModel(nn.Module):
         capacity: int | None = None,
         dtype: torch.dtype | None = None,
         cache_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> State:
-        """An empty state for `batch` texts on the model's device.
+        """An empty state for `batch` texts on the model's device, or another; on torch's "meta" one it takes no memory.
 
         `capacity` is the tokens that full attention can remember (default: the model's context length, 2,048 where it is
         unknown). `dtype` is that of the recurrent states (default: `state_dtype`, else float32); `cache_dtype` that of keys
@@ -191,12 +192,14 @@ class LanguageModel(nn.Module):
         """
         capacity = capacity or self.config.context_length or UNKNOWN_CONTEXT
         caches, recurrent = cache_dtype or dtype or self.cache_dtype, dtype or self.state_dtype
-        device = "meta" if self.device.type == "cpu" else self.device
+        place = device or self.device
+        device = "meta" if torch.device(place).type == "cpu" else place
         memories = [
             s.mixer.new_state(batch, capacity, device, caches if isinstance(s.mixer, Attention) else recurrent)
             for s in self.sublayers()
         ]
-        return State(memories, torch.zeros(batch, dtype=torch.int64)).materialised()
+        state = State(memories, torch.zeros(batch, dtype=torch.int64))
+        return state if torch.device(place).type == "meta" else state.materialised()
 
     def reset(self, std: float = 0.02) -> None:
         """Fresh weights for training: normal(0, std), the projections back into the stream divided by sqrt(sublayers)."""

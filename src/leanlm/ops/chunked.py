@@ -22,22 +22,30 @@ class Decays(NamedTuple):
     survival: Tensor
 
 
-def decays(log_decay: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Decays:
-    """Of log_decay [b, c, Q, H]; `documents` [b, c, Q] are ordinals that never fall, and 0 continues the state."""
-    Q = log_decay.shape[2]
-    # Decay since the chunk began. Differences of these sums are wanted: after one strong decay float32 would have lost the
-    # digits of the weak ones that follow.
+def edges(log_decay: Tensor, documents: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of log_decay [b, c, Q, H], `documents` [b, c, Q] as ordinals that never fall (0 continues the state): its sums since a
+    chunk began, and the decays `keep`, `reach` and `survival`."""
+    # Differences of these sums are wanted: after one strong decay float32 would have lost the digits of the weak ones that
+    # follow.
     since = log_decay.cumsum(2, dtype=exact(log_decay))
     end = since[:, :, -1:]
     keep, reach, survival = ((t.to(dtype)).exp() for t in (end - since, since, end.squeeze(2)))
-    hidden = torch.ones(Q, Q, dtype=torch.bool, device=log_decay.device).triu(1)
     if documents is not None:
-        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
         last = documents[..., -1]
         given = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], 1)  # document of the state a chunk is given
         keep = keep * (documents == last[..., None])[..., None]
         reach = reach * (documents == given[..., None])[..., None]
         survival = survival * (last == given)[..., None]
+    return since, keep, reach, survival
+
+
+def decays(log_decay: Tensor, documents: Tensor | None, dtype: torch.dtype) -> Decays:
+    """Of log_decay [b, c, Q, H]; `documents` as in `edges`."""
+    Q = log_decay.shape[2]
+    since, keep, reach, survival = edges(log_decay, documents, dtype)
+    hidden = torch.ones(Q, Q, dtype=torch.bool, device=log_decay.device).triu(1)
+    if documents is not None:
+        hidden = hidden | (documents[..., :, None] != documents[..., None, :])[:, :, None]
     since = since.transpose(2, 3)  # [b, c, H, Q]
     between = (since[..., :, None] - since[..., None, :]).to(dtype)
     return Decays(between.masked_fill_(hidden, float("-inf")).exp_(), keep, reach, survival)  # masked first: no overflow

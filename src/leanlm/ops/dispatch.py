@@ -2,12 +2,23 @@
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
 
 from leanlm import env
 from leanlm.errors import UsageError
 
-# (operation, device type) -> implementations, best first; "*" stands for every device.
+# Operations, and the module that holds the Triton kernels of those that have any.
+KERNELS = {
+    "grouped_linear": "triton_packed",
+    "ternary_linear": "triton_packed",
+    "conv": "triton_conv",
+    "ssd": "triton_ssd",
+    "selective_scan": "triton_scan",
+    "telescope": "triton_telescope",
+    "rms_norm": "triton_norm",
+    "gated_norm": "triton_norm",
+}
 OPERATIONS = (
     "linear",
     "grouped_linear",
@@ -23,7 +34,9 @@ OPERATIONS = (
     "gated_norm",
     "rotate",
 )
+# (operation, device type) -> implementations, best first; "*" stands for every device.
 TABLE: dict[tuple[str, str], tuple[str, ...]] = {(op, "*"): ("eager", "reference") for op in OPERATIONS}
+TABLE |= {(op, "cuda"): ("triton", "eager", "reference") for op in KERNELS}
 
 
 def implementation(op: str, device: str) -> Callable:
@@ -44,11 +57,30 @@ def choose(op: str, device: str, forced: str) -> tuple[Callable, str, tuple[tupl
         known = {name for order in TABLE.values() for name in order}
         if forced not in known:
             raise UsageError(f"LEANLM_IMPL={forced}: no such implementation; choose from {', '.join(sorted(known))}")
-        names = (forced, *names) if forced in names else names
+        # Kernels can be forced on a CPU too, where Triton's interpreter may run them.
+        there = forced in names or (forced == "triton" and op in KERNELS)
+        names = (forced, *names) if there else names
     refused = []
     for name in names:
         try:
-            return getattr(importlib.import_module(f"leanlm.ops.{name}"), op), name, tuple(refused)
+            return load(op, name, device), name, tuple(refused)
         except ImportError as error:
             refused.append((name, str(error)))
+            if name == "triton":
+                _say_once(f"no GPU kernels here, plain torch serves instead, slower: {error}")
     raise UsageError(f"{op} has no implementation for {device}: {refused}")
+
+
+def load(op: str, name: str, device: str) -> Callable:
+    """The function of this name; raises ImportError with the reason where it cannot run here."""
+    if name != "triton":
+        return getattr(importlib.import_module(f"leanlm.ops.{name}"), op)
+    launch = importlib.import_module("leanlm.ops.triton_launch")
+    launch.check(device)
+    kernels = getattr(importlib.import_module(f"leanlm.ops.{KERNELS[op]}"), op)
+    return launch.guarded(op, kernels, load(op, "eager", device))
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=5)

@@ -50,7 +50,8 @@ class Reading(NamedTuple):
     mixed: bool = False
 
 
-def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading):
+def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading, build=None):
+    """As `ops.telescope`; `build` makes the bank in the place of `made`."""
     if not len(q):  # no texts
         return q.new_empty(*q.shape[:3], v.shape[-1]), cache
     if q.shape[1] == 1 and (segments is None or not segments.any()):
@@ -58,7 +59,7 @@ def telescope(q, k, v, weight_k, weight_v, cache, read, segments, reading):
         return look(q, cache, reading), cache
     texts = documents(read, q.shape[1], segments)
     plan = plan_on(q.device, reading.table, texts)
-    bank = made(cache, Cache(k, v, weight_k, weight_v), plan, reading.factor)
+    bank = (build or made)(cache, Cache(k, v, weight_k, weight_v), plan, reading.factor)
     y = look_in_blocks(q, bank, plan, reading)
     return y, Cache(*(None if t is None else picked(t, plan.slots) for t in bank))
 

@@ -1,4 +1,4 @@
-"""How a model is run where nothing is to be learnt: natively on the CPU, else as the module it is."""
+"""How a model is run where nothing is to be learnt: natively on the CPU, by CUDA graphs on a GPU, else as the module it is."""
 
 import functools
 import weakref
@@ -15,7 +15,7 @@ from leanlm.model.language_model import LanguageModel
 OWN = ("leanlm.model.", nn.ModuleList.__module__)  # where the classes are from that can be lowered
 Run = Callable[..., Tensor]  # run(tokens, state, last_only=False) -> logits, as LanguageModel.forward
 
-_RUNNING: "weakref.WeakKeyDictionary[LanguageModel, Run]" = weakref.WeakKeyDictionary()
+_RUNNING: "weakref.WeakKeyDictionary[LanguageModel, tuple[str, Run]]" = weakref.WeakKeyDictionary()
 
 
 def of(module: LanguageModel) -> Run:
@@ -24,13 +24,25 @@ def of(module: LanguageModel) -> Run:
     A module whose mathematics somebody has changed (a subclass, hooks, another `forward`) is run as it is, and so is one whose
     weights are latents.
     """
-    if module.device.type != "cpu" or module.dtype == torch.float64 or env.IMPL.get() or changed(module) or unavailable():
+    kind = module.device.type
+    if kind not in ("cpu", "cuda") or module.dtype == torch.float64 or env.IMPL.get() or changed(module):
         return module
-    if module not in _RUNNING:
-        from leanlm.runtime.native import NativeRuntime
+    if kind == "cpu" and unavailable():
+        return module
+    found = _RUNNING.get(module)
+    if found is None or found[0] != kind:
+        found = _RUNNING[module] = kind, _made(kind, module)
+    return found[1]
 
-        _RUNNING[module] = NativeRuntime(module)
-    return _RUNNING[module]
+
+def _made(kind: str, module: LanguageModel) -> Run:
+    if kind == "cuda":
+        from leanlm.runtime.cuda_graph import CudaGraphRuntime
+
+        return CudaGraphRuntime(module)
+    from leanlm.runtime.native import NativeRuntime
+
+    return NativeRuntime(module)
 
 
 def changed(module: LanguageModel) -> bool:

@@ -1,0 +1,29 @@
+"""Every GPU kernel compiles for the cards that it is meant for, also where there is none."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+FOLDER = Path(__file__).parent
+SHARED = {"80": 163, "90": 227}  # KiB that a program may have
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_kernel_compiles(capability):
+    done = subprocess.run(
+        [sys.executable, FOLDER / "no_card.py", capability],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    sources = "".join(path.read_text() for path in (Path(FOLDER.parents[1]) / "src/leanlm/ops").glob("triton_*.py"))
+    assert found.keys() == set(re.findall(r"def (_\w+_kernel|_carry)\(", sources))
+    assert max(map(int, found.values())) <= SHARED[capability] << 10
