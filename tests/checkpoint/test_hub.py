@@ -159,11 +159,9 @@ def test_announced_and_never_released(fake):
 
 
 def test_builtin():
-    folder = Path(hub.__file__).parent.parent / "builtin/float"
-    if (folder / "config.json").exists():
-        assert locate.resolve("builtin") == locate.resolve("builtin-float") == folder
-    else:
-        assert "no built-in model" in refused("builtin")
+    folder = Path(hub.__file__).parent.parent / "builtin"
+    assert locate.resolve("builtin") == locate.resolve("builtin-ternary") == folder / "ternary"
+    assert locate.resolve("builtin-float") == folder / "float"
 
 
 def test_the_tokenizer_of_the_catalogue(fake, tokenizer_folder):

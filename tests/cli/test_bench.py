@@ -61,7 +61,7 @@ def installed(peer: str) -> bool:
 
 
 def test_json_of_a_stored_model(leanlm):
-    ran = leanlm("bench", "builtin", *QUICK, "--context", "0", "5", "--batch", "1", "2", "--json")
+    ran = leanlm("bench", "builtin-float", *QUICK, "--context", "0", "5", "--batch", "1", "2", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     assert found["threads"] == 1 and 5e6 < found["sides"]["leanlm"]["parameters"] < 5.1e6

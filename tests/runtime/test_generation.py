@@ -84,7 +84,7 @@ def test_states_are_saved_and_loaded_on_the_other_side(model, tmp_path):
 @pytest.mark.parametrize("scheme", ["float", "int8", "int4", "int3"])
 def test_bits_per_byte_of_the_built_in_model(eagerly, scheme):
     """Within 0.1 %, activations in 8 bits included."""
-    model = load("builtin")
+    model = load("builtin-float")
     if scheme != "float":
         to_format(model.module, scheme)
     said = HELD_OUT.read_text(encoding="utf-8")[:4000]

@@ -8,7 +8,7 @@ from leanlm.checkpoint.folder import CONFIG, check_folder
 from leanlm.errors import NotFound
 from leanlm.families import catalog
 
-BUILTIN = {"builtin": "float", "builtin-float": "float", "builtin-ternary": "ternary"}  # their folders
+BUILTIN = {"builtin": "ternary", "builtin-float": "float", "builtin-ternary": "ternary"}  # their folders
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

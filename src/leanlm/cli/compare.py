@@ -23,7 +23,7 @@ class Command:
     magnitude). The same command goes on where it was interrupted."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Folders, names from `leanlm list`, hub ids; each may have a format: builtin@int4."""
+    """Folders, names from `leanlm list`, hub ids; each may have a format: builtin-float@int4."""
     out: Path = Path("comparison")
     """Folder of comparison.html (one page that needs no network), comparison.json and what was measured so far."""
     states: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32",)
@@ -91,7 +91,7 @@ def run(command: Command) -> None:
 def check(command: Command) -> None:
     """Raises UsageError for flags that cannot be meant, before anything is loaded."""
     if not command.models:
-        raise UsageError("nothing to compare: give models, such as builtin builtin@int4")
+        raise UsageError("nothing to compare: give models, such as builtin-float builtin-float@int4")
     for name, least in (("text_bytes", 1), ("turns", 0), ("probes", 1), ("threads", 1), ("num_fewshot", 0)):
         if (value := getattr(command, name)) is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
