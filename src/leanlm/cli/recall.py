@@ -65,7 +65,7 @@ def measured(command: Command, name: str) -> Iterator[dict]:
     run = recall.stepwise(runtime.of(model.module)) if command.stepwise else None
     total = len(command.distances) * len(command.loads) * command.items
     try:
-        for kind in command.kind:
+        for kind in dict.fromkeys(command.kind):
             points = recall.curve(
                 model, kind, *asked, command.seed, lambda done, kind=kind: progress(f"{name}: {kind} {done}/{total}"), run
             )

@@ -22,7 +22,7 @@ class Command:
     name: tyro.conf.Positional[Literal["spectra", "avengers", "distillation"]]
     """Which study."""
     budget: Literal["smoke", "evening", "night", "gpu"] = "night"
-    """smoke: minutes, to see that it runs; evening (not spectra), night: hours of two cores; gpu (spectra): 99M to 390M,
+    """smoke: minutes, to see that it runs; evening, night: hours of two cores; gpu (spectra): 99M to 390M,
     on --data."""
     out: Path | None = None
     """The study's folder, by default runs/NAME: a run's folder each, results.json, and for spectra gap.svg, ablation.svg."""

@@ -35,6 +35,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget("-laptop", ("0.6m", "1.7m", "3.4m"), steps=12, batch=2, seeds=2),
+    "evening": Budget("-laptop", ("0.6m", "1.7m", "3.4m"), steps=400, batch=16, seeds=2),  # 1.6M tokens a run
     "night": Budget("-laptop", ("0.6m", "1.7m", "3.4m"), steps=1000, batch=16, seeds=3),  # 4.1M tokens a run
     "gpu": Budget(
         "", ("99m", "190m", "390m"), steps=4000, batch=64, seeds=3, compute={"dtype": "bfloat16"}
