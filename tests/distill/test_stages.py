@@ -82,6 +82,7 @@ def test_another_teacher(teacher, tmp_path):
 @pytest.mark.parametrize("size", LLAMBA)
 def test_llambas_published_budgets(size):
     recipe = recipes.read(recipes.path_of("llamba"), (), size)
+    assert recipe.model.config["tie_embeddings"] == (size != "8b")  # as Llama-3.2 1B and 3B, and Llama-3.1 8B
     made, (tokens, rate) = stages.of(recipe), LLAMBA[size]
     spent = [made[0].tokens, made[1].tokens, sum(stage.tokens for stage in made[2:])]
     assert spent == pytest.approx([1e6 * n for n in tokens], rel=2e-4) and recipe.schedule.tokens == 1e6 * sum(tokens)

@@ -22,7 +22,8 @@ SUITE = {  # recipe, size -> name in the catalogue
     ("avengers-tele128", ""): "avengers-tele128",
     ("avengers-mamba2-2.9b", ""): "avengers-mamba-2.9b",
     ("avengers-mamba2-9.8b", ""): "bamba-9b",
-    **{("llamba", size): f"llamba-{size}" for size in ("1b", "3b", "8b")},
+    **{("llamba", size): f"llamba-{size}" for size in ("1b", "3b")},
+    ("llamba", "8b"): "llamba-8b-untied",
     **{("floatlm", size): f"floatlm-{size}" for size in SPECTRA},
     **{("trilm", size): f"trilm-{size}" for size in SPECTRA},
 }

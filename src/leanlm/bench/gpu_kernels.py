@@ -20,6 +20,7 @@ from torch import Tensor
 from leanlm import ops
 from leanlm.api import as_device
 from leanlm.bench.kernels import matrix
+from leanlm.errors import LeanLMError
 from leanlm.model import packed
 from leanlm.model.packed import Packed
 from leanlm.runtime import card
@@ -37,7 +38,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 8192, 65536])
     for name, default in (("rows", 4096), ("columns", 4096), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    chosen, device = parser.parse_args(), as_device("cuda")
+    chosen = parser.parse_args()
+    try:
+        device = as_device("cuda")
+    except LeanLMError as error:
+        parser.error(str(error))
     rate = card.matrix_rate(torch.bfloat16)
     for tokens in chosen.tokens:
         print(json.dumps({"tokens": tokens, **ssd(tokens, chosen.rounds, device, rate)}), flush=True)

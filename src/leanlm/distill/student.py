@@ -28,6 +28,8 @@ def replaced(teacher: ModelConfig, student: ModelConfig) -> list[int]:
             raise UsageError(f"the teacher has {name} = {getattr(teacher, name)}, the student {getattr(student, name)}")
     if len(teacher.layers) != len(student.layers):
         raise UsageError(f"the teacher has {len(teacher.layers)} layers, the student {len(student.layers)}")
+    if teacher.head_bias != student.head_bias or (student.tied and not teacher.tied):
+        raise UsageError("the teacher's head is no part of this student: make both tied or untied, and with a bias or without")
     changed = []
     for i, (theirs, ours) in enumerate(zip(teacher.layers, student.layers)):
         if theirs[1:] != ours[1:]:
@@ -76,8 +78,6 @@ def begin(teacher: LanguageModel, student: LanguageModel, init: str, seed: int) 
     """Give the student, which has no memory yet, its first weights, float32 on the CPU: the teacher's wherever it has the same
     part, and new mixers as `init` says. The same seed means the same weights. Raises UsageError where they do not fit."""
     changed = replaced(teacher.config, student.config)
-    if teacher.config.head_bias != student.config.head_bias or (student.config.tied and not teacher.config.tied):
-        raise UsageError("the teacher's head is no part of this student: make both tied or untied, and with a bias or without")
     torch.manual_seed(seed)
     student.to_empty(device="cpu")
     with torch.no_grad():

@@ -156,7 +156,7 @@ def _regions(magnitudes: Tensor) -> tuple[Tensor, Tensor] | None:
 def spread(values: Tensor, starts: Tensor, n: int) -> Tensor:
     """A value per region as a value per row (or column): [n]."""
     ends = torch.cat([starts[1:], starts.new_tensor([n])])
-    return values.repeat_interleave((ends - starts).long())
+    return values.repeat_interleave((ends - starts).long(), output_size=n)  # told, the device is not waited for
 
 
 def grouped_values(codes: Tensor, scales: Tensor, zeros: Tensor | int, g_idx: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from leanlm import env
 from leanlm.errors import first_line
@@ -26,6 +27,7 @@ except ImportError as error:
 
 CAPABILITY = (8, 0)  # Ampere, the first with TF32 and bfloat16 products
 LAUNCHES = ((4, 2), (8, 3))  # warps and pipeline stages that are tried; each takes seconds to compile
+NOT_COMPILED = ("C compiler", "PassManager::run failed", "kernel image")  # in errors that have no type of their own
 BROKEN: dict[str, str] = {}  # operations one of whose kernels did not compile, and why
 
 
@@ -70,9 +72,10 @@ def guarded(op: str, kernels: Callable, plain: Callable) -> Callable:
 
 
 def failed_to_compile(error: Exception) -> bool:
-    """Also where Triton finds no C compiler for the few lines that start a kernel, or that compiler fails."""
+    """Also where Triton finds no C compiler for the few lines that start a kernel, that compiler fails, or the driver does not
+    take what was made."""
     known = (CompilationError, OutOfResources, PTXASError, subprocess.CalledProcessError)
-    return isinstance(error, known) or (isinstance(error, RuntimeError) and "C compiler" in str(error))
+    return isinstance(error, known) or (isinstance(error, RuntimeError) and any(said in str(error) for said in NOT_COMPILED))
 
 
 def give_up(op: str, error: Exception) -> None:
@@ -114,6 +117,7 @@ class _Differentiable(torch.autograd.Function):
         return forward(*arguments)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients):
         arguments = list(ctx.rest)
         for place, tensor in zip(ctx.places, ctx.saved_tensors):

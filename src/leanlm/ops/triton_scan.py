@@ -221,6 +221,7 @@ def _backward_kernel(
             tl.store(ddt + (row * L + t) * D + d, dinput * value + tl.sum(dstate * kept * rate, 1), d < D)
             drate += dstate * kept * step[:, None]
             dstate *= decay * goes_on
+        tl.debug_barrier()  # before the next chunk writes there
     tl.store(dA + slot * D * N + place, drate, there)
 
 

@@ -31,12 +31,18 @@ def not_captured(module: LanguageModel) -> str:
     return ""
 
 
-def captured(step: Callable[[], None], pool) -> Callable[[], None]:
-    """What does `step` again on the device. Capturing runs nothing there; raises RuntimeError for what cannot be captured."""
+def captured(step: Callable[[], Tensor], pool) -> Callable[[], Tensor]:
+    """What does `step` again on the device, and returns its result, always the same tensor. Capturing runs nothing there;
+    raises RuntimeError for what cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        step()
-    return graph.replay
+        result = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 class Binding:
@@ -46,12 +52,11 @@ class Binding:
         self.memories = state.memories
         self.memory = Memory([memory for memory in state.memories if memory])
         self.attending = [memory for memory in state.memories if memory and "k" in memory]
-        self.graphs: dict[int, Callable[[], None]] = {}
+        self.graphs: dict[int, Callable[[], Tensor]] = {}
         with torch.inference_mode(False):  # written to within and without it
             shapes = (state.batch, 1), (state.batch,), (state.batch,)
             given = (torch.zeros(shape, dtype=torch.int64, device=module.device) for shape in shapes)
             self.tokens, self.position, self.start = given
-        self.logits: Tensor | None = None
 
     def slots(self, state: State) -> int:
         """How many of attention's slots the next token may look at: a power of two."""
@@ -59,8 +64,8 @@ class Binding:
         needed = int(state.position.max()) + 1
         return min(longest, max(LEAST_SLOTS, 1 << (needed - 1).bit_length()))
 
-    def step(self, module: LanguageModel, slots: int) -> None:
-        """One token of every text, from `tokens`, `position` and `start`, to `logits`."""
+    def step(self, module: LanguageModel, slots: int) -> Tensor:
+        """One token of every text, from `tokens`, `position` and `start`: logits [B, 1, V]."""
         x = module.embedding(self.tokens)
         if module.config.residual_in_fp32:
             x = x.float()
@@ -70,7 +75,7 @@ class Binding:
                 x = x + y.to(x.dtype)
             else:
                 x = sublayer(x, memory)
-        self.logits = module.logits(module.norm(x))
+        return module.logits(module.norm(x))
 
     def read(self, module: LanguageModel, tokens: Tensor, state: State, pool) -> Tensor:
         """The module's logits [B, 1, V] of tokens [B, 1], which the state has read then."""
@@ -81,11 +86,11 @@ class Binding:
         self.position.copy_(state.position, non_blocking=True)
         if self.attending:
             self.start.copy_(self.attending[0]["start"], non_blocking=True)
-        self.graphs[slots]()
+        logits = self.graphs[slots]()
         for memory in self.attending:
             memory["position"] += 1
         state.position += 1
-        return self.logits.clone()  # the next token overwrites them
+        return logits.clone()  # the next token overwrites them
 
 
 class CudaGraphRuntime:
