@@ -100,6 +100,17 @@ def test_a_stage_is_entered_again(done, teacher, tmp_path):
     sequence.distil(earlier, folder)
 
 
+def test_what_is_done_belongs_to_its_recipe(done, teacher, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    other = student(done[0].parent, teacher, "distill.stages.logits.optimiser={lr=1e-5}")
+    with pytest.raises(UsageError, match=r"holds a run with another optimiser\.lr"):
+        sequence.distil(other, folder)
+    longer = student(done[0].parent, teacher, "distill.stages.states.schedule={steps=8}")
+    with pytest.raises(UsageError, match="3-logits: began from another end of 2-states"):
+        sequence.distil(longer, folder)
+
+
 def test_a_stage_alone(teacher, tmp_path):
     recipe = stages.chosen(student(tmp_path, teacher), ("states",))
     found = sequence.distil(recipe, tmp_path / "run")

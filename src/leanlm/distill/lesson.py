@@ -82,7 +82,7 @@ class Lesson:
         notes: list[str] = []
         if self.before is not None:
             checkpoint = checkpoints.complete(self.before)[-1]
-            _same_beginning(checkpoint, folder)
+            same_beginning(checkpoint, folder)
             if not checkpoints.complete(folder):
                 weights = distributed.tensors(checkpoint)
                 origin.module.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
@@ -129,7 +129,7 @@ def _check_vocabulary(teacher: LanguageModel, module: LanguageModel, name: str) 
         raise UsageError(f"{name}: has {theirs} tokens, the student {ours}; logits are compared token by token")
 
 
-def _same_beginning(checkpoint: Path, folder: Path) -> None:
+def same_beginning(checkpoint: Path, folder: Path) -> None:
     """Write down where a stage began; raises UsageError where the stage before it has been trained on since."""
     now = {"stage": checkpoint.parent.name, "checkpoint": checkpoint.name}
     now["sha256"] = sha256(checkpoint / checkpoints.MANIFEST)

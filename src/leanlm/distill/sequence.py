@@ -17,12 +17,12 @@ from leanlm.checkpoint import locate
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.tokenizer import MAIN, Tokenizer
 from leanlm.distill import outcome, stages, student
-from leanlm.distill.lesson import Corpus, Lesson, Teacher
+from leanlm.distill.lesson import Corpus, Lesson, Teacher, same_beginning
 from leanlm.distill.stages import Stage
 from leanlm.errors import LeanLMError, UsageError
 from leanlm.families import catalog
+from leanlm.train import checkpoints, run, start
 from leanlm.train import origin as origins
-from leanlm.train import start
 from leanlm.train.loop import train
 from leanlm.train.processes import joined
 from leanlm.train.recipe import Recipe
@@ -33,7 +33,8 @@ Tell = Callable[[Report], None]
 
 def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict | None:
     """Take the recipe's student through its stages in `folder`, going on where it stopped; returns what report.json then says,
-    or None where a stage's time was up. Stages that are done are left alone.
+    or None where a stage's time was up. Stages that are done are left alone. Raises UsageError where they were done with
+    another recipe, or the one before them has been trained on since.
 
     Every process that torchrun or srun started calls this. Ctrl-C is heard as `train` hears it.
     """
@@ -46,7 +47,11 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict 
             where, settings = folder / stage.folder, stage.recipe
             if teacher is None or teacher.name != settings.distill.teacher:
                 teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype), processes.device)
-            if not stages.finished(stage, where):
+            if stages.finished(stage, where):
+                run.check_same(settings, where)
+                if before is not None:
+                    same_beginning(checkpoints.complete(before)[-1], where)
+            else:
                 report(Report(0, settings.steps, note=f"stage {stage.number} of {len(planned)}: {stage.name}"))
                 task = Lesson(teacher, before, folder, corpus).task
                 if train(settings, where, report, task, processes) is None:

@@ -73,7 +73,7 @@ def enter(recipe: Recipe, folder: Path, hold: Hold) -> list[str]:
         raise LeanLMError(f"{folder}: cannot make this folder ({error.strerror})") from None
     hold.take()
     if (folder / RECIPE).is_file():
-        _check_same(recipe, folder)
+        check_same(recipe, folder)
     notes = []
     if recipe.schedule.warmup >= recipe.steps:
         notes.append(
@@ -87,7 +87,7 @@ def enter(recipe: Recipe, folder: Path, hold: Hold) -> list[str]:
     return notes
 
 
-def _check_same(recipe: Recipe, folder: Path) -> None:
+def check_same(recipe: Recipe, folder: Path) -> None:
     """Raises UsageError where the folder's run is another one, naming what differs."""
     try:
         past = recipes.read(folder / RECIPE)
