@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import tiny_distillations
 from golden_cases import OWN
 from leanlm import env
 from leanlm.cli.main import main
@@ -47,6 +48,12 @@ def checkpoint(tmp_path) -> Callable[[str], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """The folder of a tiny Llama that distillations learn from."""
+    return tiny_distillations.teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """leanlm distill: what it prints, what becomes of the student in further commands, mistakes in one line."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -13,11 +12,6 @@ import leanlm
 import tiny_distillations
 from leanlm.cli.main import main
 from leanlm.train import recipe as recipes
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return tiny_distillations.teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +38,18 @@ def test_the_report(made, capsys):
     assert told["memory"]["student"]["bytes"] == leanlm.load(folder / "model", dtype="bfloat16").new_state(1).nbytes
 
 
-@pytest.mark.parametrize(
-    ("flags", "bits"), [(("--scheme", "int4-g16", "--method", "rtn"), 4), (("--scheme", "int8-channel", "--method", "rtn"), 8)]
-)
-def test_quantised_in_one_further_command(made, tmp_path, capsys, flags, bits):
-    assert main(["quantize", str(made[1] / "model"), str(tmp_path / "small"), *flags, "--held-out", "none"]) == 0
+@pytest.mark.parametrize(("scheme", "bits", "nats"), [("int4-g16", 4, 0.06), ("int8-channel", 8, 0.001)])
+def test_quantised_in_one_further_command(made, tmp_path, capsys, scheme, bits, nats):
+    """`nats`: about twice the divergence that rounding to the nearest costs this model; 256 times less with 4 bits more."""
+    flags = ("--scheme", scheme, "--method", "rtn", "--held-out", "none")
+    assert main(["quantize", str(made[1] / "model"), str(tmp_path / "small"), *flags]) == 0
     model = leanlm.load(tmp_path / "small")
     found = {matrix.bits for name, matrix in model.module.matrices().items() if name.startswith("layers.")}
     assert all(bits <= each < bits + 2 for each in found)
     whole = leanlm.load(made[1] / "model")
     tokens = torch.randint(300, (1, 20), generator=torch.Generator().manual_seed(1))
     p, q = (m(tokens).float().log_softmax(-1) for m in (whole, model))
-    assert 0 < (p.exp() * (p - q)).sum(-1).mean() < 0.3 * math.log(300) * 4 / bits
+    assert 0 < (p.exp() * (p - q)).sum(-1).mean() < nats
 
 
 def test_ternary_students_pack(teacher, tmp_path, capsys):

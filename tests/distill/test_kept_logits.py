@@ -1,5 +1,7 @@
 """A teacher's logits on disk: what is kept, rows across files, what is refused."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from leanlm.distill.kept_logits import ROWS, Kept
 from leanlm.errors import CheckpointError, UsageError
 from leanlm.model.config import Attention, GatedMLP, ModelConfig
 from leanlm.train import origin, start
+from leanlm.train.processes import ALONE
 from tiny_runs import recipe
 
 CONFIG = ModelConfig(16, 300, ((Attention(2, 2, 8), GatedMLP(8)),))
@@ -23,11 +26,19 @@ def rows(tmp_path_factory) -> Mixture:
     return start.material(made, folder, origin.fresh(made), lambda _: None).rows
 
 
+class Known:
+    """A teacher that is there already."""
+
+    @property
+    def module(self):
+        return build(CONFIG)
+
+
 @pytest.fixture(scope="module")
 def kept(rows, tmp_path_factory) -> Kept:
-    folder = tmp_path_factory.mktemp("kept")
-    kept_logits.fill(folder, rows, COUNT, 5, lambda: build(CONFIG), lambda _: None)
-    return Kept(rows, folder)
+    made = Kept(rows, tmp_path_factory.mktemp("kept"))
+    made.fill(Known(), COUNT, 5, ALONE, lambda _: None)
+    return made
 
 
 def test_rows_come_with_the_most_probable_tokens(rows, kept):
@@ -42,20 +53,32 @@ def test_rows_come_with_the_most_probable_tokens(rows, kept):
     assert (kept.fingerprint, kept.vocab_size) == (rows.fingerprint, rows.vocab_size)
 
 
-def test_what_is_there_is_not_made_again(rows, kept):
-    kept_logits.fill(kept.folder, rows, COUNT, 5, lambda: pytest.fail("the teacher was asked"), lambda _: None)
+def test_what_is_there_is_not_made_again(kept):
+    kept.fill(None, COUNT, 5, ALONE, lambda _: None)
     (kept.folder / kept_logits.name(1)).unlink()
-    assert kept_logits.missing(kept.folder, COUNT) == [1]
-    kept_logits.fill(kept.folder, rows, COUNT, 5, lambda: build(CONFIG), lambda _: None)
-    assert not kept_logits.missing(kept.folder, COUNT) and kept_logits.missing(kept.folder, 2 * ROWS + 1) == [2]
+    assert kept.missing(COUNT) == [1]
+    kept.fill(Known(), COUNT, 5, ALONE, lambda _: None)
+    assert not kept.missing(COUNT) and kept.missing(2 * ROWS + 1) == [2]
 
 
-def test_a_folder_is_of_one_teacher_and_text(tmp_path):
-    about = {"teacher": "a", "top_k": 5, "rows": "f"}
-    kept_logits.check(tmp_path, about)
-    kept_logits.check(tmp_path, about)
-    with pytest.raises(UsageError, match=r"another top_k \(5, not 6\)"):
-        kept_logits.check(tmp_path, about | {"top_k": 6})
+def test_a_folder_is_of_one_teacher_and_text(rows, teacher, tmp_path):
+    """By name, and by weights where the name is a folder's; a teacher that is gone is believed to be the same."""
+    mine, folder = tmp_path / "teacher", Kept(rows, tmp_path / "kept")
+    shutil.copytree(teacher, mine)
+    for _ in range(2):
+        folder.claim(str(mine), 5)
+    with pytest.raises(UsageError, match=r"other top_k \(5, not 6\)"):
+        folder.claim(str(mine), 6)
+    with pytest.raises(UsageError, match="other teacher"):
+        folder.claim("another", 5)
+    weights = mine / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UsageError, match="other weights"):
+        folder.claim(str(mine), 5)
+    shutil.rmtree(mine)
+    folder.claim(str(mine), 5)
 
 
 def test_a_damaged_file_is_named(rows, kept, tmp_path):
@@ -66,4 +89,4 @@ def test_a_damaged_file_is_named(rows, kept, tmp_path):
 
 def test_all_tokens_are_too_many(rows, tmp_path):
     with pytest.raises(UsageError, match="300 of the teacher's 300 tokens"):
-        kept_logits.fill(tmp_path, rows, 1, 300, lambda: build(CONFIG), lambda _: None)
+        Kept(rows, tmp_path).fill(Known(), 1, 300, ALONE, lambda _: None)

@@ -11,7 +11,8 @@ from leanlm.distill import sequence
 from leanlm.train import recipe as recipes
 from tiny_distillations import student_file
 
-STAGES = ("1-matrices", "2-states", "3-logits")
+STAGES = ("1-matrices", "2-states", "3-logits", "4-kept")
+KEPT = "distill.stages.kept={compare='logits', distill={top_k=8}, schedule={steps=40}}"
 
 
 def losses(folder: Path) -> list[float]:
@@ -21,11 +22,13 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(teacher, tmp_path):
-    """Sharded, layer by layer: also where the loss is that of matrices, which no forward pass of a layer gives."""
+    """Both models sharded, layer by layer: also where the loss is that of matrices, which no forward pass of a layer gives, and
+    where the teacher's logits are kept in an odd number of files."""
     path = student_file(tmp_path, teacher)
-    sequence.distil(recipes.read(path), tmp_path / "one")
+    sequence.distil(recipes.read(path, (KEPT,)), tmp_path / "one")
+    assert len(list((tmp_path / "one").glob("4-kept/kept-logits/rows-*"))) % 2
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "leanlm"]
-    argv = [*run, "distill", str(path), "--out", str(tmp_path / "two"), "--set", "compute.strategy=fsdp"]
+    argv = [*run, "distill", str(path), "--out", str(tmp_path / "two"), "--set", "compute.strategy=fsdp", "--set", KEPT]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -157,6 +157,13 @@ def test_stage_2_with_frozen_mlps_compares_mixers():
     }
 
 
+def test_stage_2_teaches_the_layers_with_a_new_mixer():
+    model, teacher = models("discrete in one layer")
+    called(States(model, teacher), batch())[0].backward()
+    learned = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if name.startswith("layers.1.")}
+
+
 def test_stage_2_is_zero_for_the_teacher_itself():
     model, teacher = models("discrete in one layer")
     objective = States(model, teacher)

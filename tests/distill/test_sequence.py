@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
 
 import leanlm
 import tiny_distillations
 from leanlm.checkpoint import distributed
 from leanlm.distill import lesson, sequence, stages
+from leanlm.distill.teacher import Teacher
 from leanlm.errors import NotFound, UsageError
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed, TernaryWeight
 from leanlm.train import checkpoints
 from leanlm.train import recipe as recipes
 from leanlm.train.loop import train
+from leanlm.train.processes import ALONE
 from tiny_distillations import student
 
 ALL = ("1-matrices", "2-states", "3-logits")
@@ -106,17 +109,59 @@ def test_what_is_done_belongs_to_its_recipe(done, teacher, tmp_path):
     other = student(done[0].parent, teacher, "distill.stages.logits.optimiser={lr=1e-5}")
     with pytest.raises(UsageError, match=r"holds a run with another optimiser\.lr"):
         sequence.distil(other, folder)
-    longer = student(done[0].parent, teacher, "distill.stages.states.schedule={steps=8}")
+    (folder / "2-states" / "step-00000006" / checkpoints.MANIFEST).write_text("{}")  # another run of as many steps
     with pytest.raises(UsageError, match="3-logits: began from another end of 2-states"):
-        sequence.distil(longer, folder)
+        sequence.distil(student(done[0].parent, teacher), folder)
 
 
 def test_a_stage_alone(teacher, tmp_path):
-    recipe = stages.chosen(student(tmp_path, teacher), ("states",))
-    found = sequence.distil(recipe, tmp_path / "run")
-    assert [stage["name"] for stage in found["stages"]] == ["states"] and (tmp_path / "run" / "1-states").is_dir()
+    recipe, folder = student(tmp_path, teacher), tmp_path / "run"
+    found = sequence.distil(recipe, folder, only=("states",))
+    assert [stage["name"] for stage in found["stages"]] == ["states"]
+    assert sorted(path.name for path in folder.glob("?-*")) == ["2-states"]
     with pytest.raises(UsageError, match="no stage 'state'; it has matrices, states, logits"):
-        stages.chosen(student(tmp_path, teacher), ("state",))
+        sequence.distil(recipe, folder, only=("state",))
+    with pytest.raises(UsageError, match="2-states: began from the teacher, not 1-matrices; remove this folder"):
+        sequence.distil(recipe, folder)
+
+
+def test_stages_one_by_one_are_all_at_once(done, teacher, tmp_path):
+    """And the last one asked for in a folder where all are done is left alone, as is what came of them."""
+    recipe, folder = student(done[0].parent, teacher), tmp_path / "run"
+    for number, name in enumerate(("matrices", "states", "logits"), 1):
+        assert len(sequence.distil(recipe, folder, only=(name,))["stages"]) == number
+    assert all(same(done[0] / name, folder / name) for name in ALL)
+    found = sequence.distil(recipe, folder, only=("matrices",))
+    assert [stage["name"] for stage in found["stages"]] == ["matrices", "states", "logits"]
+    assert sorted(path.name for path in folder.glob("?-*")) == list(ALL)
+
+
+def test_a_stage_does_not_pass_over_one_that_is_half_done(teacher, tmp_path):
+    recipe = student(tmp_path, teacher)
+    with pytest.raises(KeyboardInterrupt):
+        sequence.distil(recipe, tmp_path / "run", StopAt(3))
+    with pytest.raises(UsageError, match="1-matrices: is not done, and logits would begin without it"):
+        sequence.distil(recipe, tmp_path / "run", only=("logits",))
+
+
+def updates(folder: Path) -> set[float]:
+    """How often AdamW has changed the weights, as a run's newest checkpoint remembers it of each."""
+    reader = distributed.Reader(checkpoints.complete(folder)[-1])
+    stored = reader.read_metadata().state_dict_metadata
+    found = {name: torch.empty(()) for name in stored if name.startswith("optimiser.") and name.endswith(".step")}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return {float(count) for count in found.values()}
+
+
+def test_a_stage_that_goes_on_with_the_same_loss_keeps_the_optimisers_memory(teacher, tmp_path):
+    """And not with another loss, by which other weights may have learned."""
+    again = "distill.stages={first={compare='logits'}, second={compare='logits'}}"
+    steps = ("schedule.shape=constant", "schedule.warmup=0", "optimiser.weight_decay=0.0")
+    sequence.distil(student(tmp_path, teacher, again, *steps), tmp_path / "run")
+    assert updates(tmp_path / "run" / "1-first") == {6.0} and updates(tmp_path / "run" / "2-second") == {12.0}
+    changed = "distill.stages={first={compare='states'}, second={compare='logits'}}"
+    sequence.distil(student(tmp_path, teacher, changed, *steps), tmp_path / "other")
+    assert updates(tmp_path / "other" / "2-second") == {6.0}
 
 
 def test_memory_is_one_teacher_and_one_student(teacher, tmp_path):
@@ -142,11 +187,10 @@ def test_with_kept_logits_the_teacher_may_be_gone(teacher, tmp_path):
     shutil.copytree(teacher, mine)
     recipe = student(tmp_path, mine, "distill.top_k=8")
     whole = sequence.distil(recipe, tmp_path / "whole")
-    stop = StopAt(6 + 6 + 3)
     with pytest.raises(KeyboardInterrupt):
-        sequence.distil(recipe, tmp_path / "run", stop)
+        sequence.distil(recipe, tmp_path / "run", StopAt(6 + 6 + 3))
     shutil.rmtree(mine)
-    found = sequence.distil(recipe, tmp_path / "run")
+    found = sequence.distil(stages.taught_by(recipe, str(mine), tmp_path / "run"), tmp_path / "run")
     assert same(tmp_path / "whole" / "3-logits", tmp_path / "run" / "3-logits")
     assert found["teacher"] is None and found["student"] == whole["student"]
 
@@ -180,9 +224,31 @@ def test_an_absent_teacher_is_named(tmp_path):
         sequence.distil(student(tmp_path, tmp_path / "nowhere"), tmp_path / "run")
 
 
-def test_teachers_are_read_when_asked_for(monkeypatch):
-    monkeypatch.setattr(lesson, "load_module", lambda *_: pytest.fail("read"))
-    lesson.Teacher("anything", torch.float32, torch.device("cpu")).release()
+def test_a_later_teacher_is_looked_for_before_anything_runs(teacher, tmp_path):
+    later = "distill.stages.logits={distill={teacher='./nowhere'}}"
+    with pytest.raises(NotFound, match="nowhere"):
+        sequence.distil(student(tmp_path, teacher, later), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(teacher, tmp_path):
+    """With kept logits too."""
+    text = tiny_distillations.TEACHER.replace("vocab_size = 300", "vocab_size = 310")
+    path = tiny_distillations.recipe_file(tmp_path, text, "other")
+    path.write_text(path.read_text().replace("vocab_size = 300", "vocab_size = 310"))
+    other = train(recipes.read(path, ("schedule.steps=1",)), tmp_path / "other")
+    for top_k in (0, 4):
+        later = f"distill.stages.logits={{distill={{teacher='{other}', top_k={top_k}}}}}"
+        with pytest.raises(UsageError, match="has 310 tokens, the student 300"):
+            sequence.distil(student(tmp_path, teacher, later), tmp_path / "run")
+
+
+def test_a_log_that_is_gone_is_not_missed(done, teacher, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    (folder / "2-states" / "log.jsonl").unlink()
+    found = sequence.distil(student(done[0].parent, teacher), folder)
+    assert ["loss" in stage for stage in found["stages"]] == [True, False, True]
 
 
 def test_attention_kept_in_a_layer(teacher, tmp_path):
@@ -266,10 +332,9 @@ def test_other_students(kind, wide_teacher, tmp_path):
 def test_a_stage_begins_with_the_weights_the_one_before_ended_with(teacher, tmp_path, weights):
     """The latents, where these are ternary."""
     recipe = student(tmp_path, teacher, f"model.weights={weights}")
-    sequence.distil(stages.chosen(recipe, ("matrices",)), tmp_path / "run")
-    taken = lesson.Lesson(
-        lesson.Teacher("nowhere", torch.float32, torch.device("cpu")), tmp_path / "run" / "1-matrices", tmp_path / "run"
-    )
+    sequence.distil(recipe, tmp_path / "run", only=("matrices",))
+    nobody = Teacher("nowhere", recipe.compute, ALONE)
+    taken = lesson.Lesson(nobody, tmp_path / "run" / "1-matrices", tmp_path / "run", None, print)
     module = taken.origin(stages.of(recipe)[1].recipe, tmp_path / "next").module
     ended = distributed.tensors(checkpoints.complete(tmp_path / "run" / "1-matrices")[-1])
     assert {name: weight.shape for name, weight in module.named_parameters()} == {n: t.shape for n, t in ended.items()}

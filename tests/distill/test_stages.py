@@ -49,6 +49,10 @@ def test_a_stages_recipe_is_stored_and_read_back(tmp_path):
         ("distill.stages.logits={optimiser={lr=-1.0}}", "optimiser.lr must be above 0"),
         ("distill.temperature=0.0", "distill.temperature must be above 0"),
         ("distill.teecher='x'", "did you mean 'teacher'"),
+        ("distill.stages.logits={model={init_std=0.1}}", "not a section"),
+        ("distill.stages.logits={distill={compare='states'}}", "belongs beside distill"),
+        ("distill.stages.logits={data={held_out=['other.py']}}", "data.held_out is cut once for all stages"),
+        ("optimiser.z_loss=1e-4", "z_loss belongs to training on text"),
         ("distill.init='random'", "'published', 'attention'"),
     ],
 )
@@ -60,6 +64,14 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, setting, says):
 def test_a_recipe_without_a_teacher_is_trained():
     with pytest.raises(UsageError, match="leanlm train trains it"):
         stages.of(recipes.read(recipes.path_of("rene-laptop")))
+
+
+def test_a_student_is_made_of_its_teacher_alone(tmp_path):
+    text = student_file(tmp_path, "t").read_text()
+    begin, end = text.index("family ="), text.index("[distill]")
+    (tmp_path / "from.toml").write_text(text[:begin] + 'from = "builtin-float"\n' + text[end:])
+    with pytest.raises(UsageError, match=r"the student is made of the teacher; give \[model\] family and config"):
+        stages.of(recipes.read(tmp_path / "from.toml"))
 
 
 def test_another_teacher(teacher, tmp_path):

@@ -60,6 +60,16 @@ def test_the_published_start():
 
 
 @torch.no_grad()
+def test_new_matrices_have_the_published_spread():
+    """That of torch's linear layers, 1/sqrt(3 inputs); of the output also divided by the root of the number of layers."""
+    mixers = [begun(with_mixers(SCAN, SCAN, SCAN), seed=seed).layers[0][0].mixer for seed in range(20)]
+    rows = torch.cat([torch.cat([m.in_proj.weight[:72], m.in_proj.weight[96:]]) for m in mixers])
+    output = torch.cat([m.out_proj.weight for m in mixers])
+    assert float(rows.std()) == pytest.approx((3 * 24) ** -0.5, rel=0.02)
+    assert float(output.std()) == pytest.approx((3 * 24 * 3) ** -0.5, rel=0.02)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("scan", [SCAN, Mamba2(24, 6, 6, n_groups=4)], ids=["discrete", "mamba2"])
 def test_projections_from_attention(scan):
     """x, B and C of head h are the values, keys and queries of query head h, without positions; two heads share a key head."""

@@ -22,7 +22,7 @@ class Command:
     teacher: str = ""
     """Another teacher than the recipe's, for all stages: a folder, a name or a hub id. A llamba student takes its shape."""
     stages: tuple[str, ...] = ()
-    """Which of the recipe's stages; all of them where none are named."""
+    """Which of the recipe's stages; all of them where none are named. Each goes on from those before it that are done."""
     out: Path | None = None
     """Folder of the distillation; runs/NAME where none is given."""
     set: Settings = ()
@@ -37,14 +37,13 @@ def run(command: Command) -> None:
     from leanlm.train import processes, recipe
 
     settings = recipe.read(recipe.path_of(command.recipe), command.set, command.size)
-    settings = stages.chosen(settings, command.stages)
-    if command.teacher:
-        settings = stages.taught_by(settings, command.teacher)
     folder = command.out or Path("runs") / settings.name
+    if command.teacher:
+        settings = stages.taught_by(settings, command.teacher, folder)
     leader = processes.find().leader
     if leader:
         print(f"{settings.name} in {folder}", file=sys.stderr)
-    found = sequence.distil(settings, folder, Line())
+    found = sequence.distil(settings, folder, Line(), command.stages)
     if found is None or not leader:
         return
     print(json.dumps(found, indent=2) if command.json else "\n".join(lines(found, folder)))
@@ -66,6 +65,8 @@ def lines(found: dict, folder: Path) -> list[str]:
 
 
 def stage_lines(stage: dict, layers: list[int] | None) -> list[str]:
+    if "loss" not in stage:
+        return [f"{stage['name']}: {sizes.count(stage['tokens'])} tokens; its log is not there any more"]
     first, last = stage["loss"]
     bits = f", held-out {stage['bits_per_byte']:.3f} bits/byte" if "bits_per_byte" in stage else ""
     told = [f"{stage['name']}: loss {first:.3f} to {last:.3f}, {sizes.count(stage['tokens'])} tokens{bits}"]

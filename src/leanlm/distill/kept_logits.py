@@ -5,7 +5,6 @@ rows-00000000.safetensors  of the first ROWS rows of the run: `ids` int32 and `l
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from leanlm.checkpoint.aside import replacing
 from leanlm.checkpoint.folder import read_json
 from leanlm.data.batches import Batch, Mixture
 from leanlm.data.chat import Chats
+from leanlm.distill.teacher import Teacher, digest
 from leanlm.errors import CheckpointError, UsageError, first_line
 from leanlm.model.language_model import LanguageModel
+from leanlm.train.processes import Processes
 from leanlm.train.start import Note
 
 ABOUT = "kept.json"
@@ -51,55 +52,54 @@ class Kept:
     def fingerprint(self) -> str:
         return self.rows.fingerprint
 
+    def claim(self, teacher: str, top_k: int) -> None:
+        """Write down what the folder is for. Raises UsageError where it was made for something else: by a teacher of another
+        name, or whose weights are others now."""
+        about = {"teacher": teacher, "weights": digest(teacher), "top_k": top_k, "rows": self.fingerprint}
+        if (self.folder / ABOUT).is_file():
+            found = read_json(self.folder / ABOUT)
+            if wrong := [key for key in about if found.get(key) != about[key] and (key != "weights" or about[key])]:
+                raise UsageError(
+                    f"{self.folder}: holds logits of other {wrong[0]} ({found.get(wrong[0])}, not {about[wrong[0]]}); "
+                    "name another distill.cache, or remove the folder"
+                )
+            return
+        with replacing(self.folder) as aside:
+            aside(ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def missing(self, count: int) -> list[int]:
+        """The files that are not there yet of those that the first `count` rows need."""
+        return [block for block in range(-(-count // ROWS)) if not (self.folder / name(block)).is_file()]
+
+    def fill(self, teacher: Teacher, count: int, top_k: int, processes: Processes, note: Note) -> None:
+        """Have the teacher read the rows up to `count` that are not kept yet, the processes in turn a file each; a file is
+        whole or not there. Raises UsageError where the teacher knows no more than `top_k` tokens."""
+        absent = processes.gather(self.missing(count))[0]
+        if not absent:
+            return
+        model = teacher.module
+        if not 0 < top_k < model.config.vocab_size:
+            raise UsageError(f"distill.top_k: {top_k} of the teacher's {model.config.vocab_size} tokens; keep fewer")
+        for done in range(0, len(absent), processes.size):
+            mine = done + processes.rank < len(absent)
+            block = absent[done + processes.rank] if mine else absent[-1]  # all read: a sharded teacher needs everyone
+            batches = processes.together(lambda at=block * ROWS: [self.rows.batch(at + i, PASS) for i in range(0, ROWS, PASS)])
+            parts = [_best(model, batch, top_k) for batch in batches]
+            processes.together(lambda block=block, mine=mine, parts=parts: self._write(block, parts) if mine else None)
+            if done % (10 * processes.size) == 0:
+                note(f"teacher's logits: {len(absent) - done} of {len(absent)} files to be made")
+
+    def _write(self, block: int, parts: list[tuple[Tensor, Tensor]]) -> None:
+        ids, log_p = (torch.cat(part) for part in zip(*parts))
+        with replacing(self.folder) as aside:
+            save_file({"ids": ids, "log_p": log_p}, aside(name(block)))
+
 
 def name(block: int) -> str:
     return f"rows-{block:08}.safetensors"
 
 
-def missing(folder: Path, rows: int) -> list[int]:
-    """The files that are not there yet of those that the first `rows` rows need."""
-    return [block for block in range(-(-rows // ROWS)) if not (folder / name(block)).is_file()]
-
-
-def check(folder: Path, about: dict) -> None:
-    """Write what the folder is for; raises UsageError where it was made for something else."""
-    if (folder / ABOUT).is_file():
-        found = read_json(folder / ABOUT)
-        if wrong := [key for key in about if found.get(key) != about[key]]:
-            raise UsageError(
-                f"{folder}: holds logits of another {wrong[0]} ({found.get(wrong[0])}, not {about[wrong[0]]}); "
-                "name another distill.cache, or remove the folder"
-            )
-        return
-    with replacing(folder) as aside:
-        aside(ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
 @torch.no_grad()
-def fill(
-    folder: Path,
-    rows: Mixture | Chats,
-    count: int,
-    top_k: int,
-    teacher: Callable[[], LanguageModel],
-    note: Note,
-) -> None:
-    """Have the teacher read the rows up to `count` that are not kept yet; each file is whole or not there. Raises UsageError
-    where it knows no more than `top_k` tokens."""
-    if not (absent := missing(folder, count)):
-        return
-    model = teacher()
-    if not 0 < top_k < model.config.vocab_size:
-        raise UsageError(f"distill.top_k: {top_k} of the teacher's {model.config.vocab_size} tokens; keep fewer")
-    for number, block in enumerate(absent, 1):
-        parts = [_best(model, rows.batch(block * ROWS + at, PASS), top_k) for at in range(0, ROWS, PASS)]
-        ids, log_p = (torch.cat(part) for part in zip(*parts))
-        with replacing(folder) as aside:
-            save_file({"ids": ids, "log_p": log_p}, aside(name(block)))
-        if number % 10 == 0 or number == len(absent):
-            note(f"teacher's logits: {number} of {len(absent)} files")
-
-
 def _best(model: LanguageModel, batch: Batch, top_k: int) -> tuple[Tensor, Tensor]:
     segments = None if batch.segments is None else batch.segments.to(model.device)
     logits = model(batch.tokens.to(model.device), segments=segments)[..., : model.config.vocab_size].float()

@@ -69,7 +69,7 @@ class Matrices(Taught):
             raise UsageError(
                 "a mixer with a D for every channel is no matrix per head: make it one per head, or begin with states"
             )
-        mixers = [sublayer.mixer for _, sublayer in student.learning(model, self.changed)]
+        mixers = [model.layers[i][0].mixer for i in self.changed]
         self.learn(*mixers)
         for mixer in mixers:
             for name, weight in mixer.named_parameters():
@@ -95,7 +95,7 @@ class States(Taught):
     def __init__(self, model: LanguageModel, teacher: LanguageModel, freeze_mlp: bool = False):
         super().__init__(model, teacher)
         self.freeze_mlp = freeze_mlp
-        chosen = [sublayer.mixer if freeze_mlp else model.layers[i] for i, sublayer in student.learning(model, self.changed)]
+        chosen = [model.layers[i][0].mixer if freeze_mlp else model.layers[i] for i in self.changed]
         self.learn(*chosen)
 
     def count(self, batch: Batch) -> int:

@@ -71,18 +71,20 @@ def memory(teacher: ModelConfig, made: ModelConfig, length: int) -> dict:
 
 
 def told(stage: Stage, folder: Path) -> dict:
-    """What a stage's log says: its loss in the first step and the mean of its last ones, in all and by layer."""
-    ordered = plots.records(folder)
-    end = ordered[-max(1, round(LAST * len(ordered))) :]
+    """A stage; and, where its log is still there, its loss in the first step and the mean of its last ones, in all and by
+    layer."""
     found = {
         "name": stage.name,
         "compare": stage.recipe.distill.compare,
         "teacher": stage.recipe.distill.teacher,
         "tokens": stage.tokens,
         "steps": stage.recipe.steps,
-        "loss": [ordered[0]["loss"], fmean([record["loss"] for record in end])],
-        "memory": max((record.get("memory") or 0 for record in ordered), default=0),
     }
+    if not (ordered := plots.records(folder)):
+        return found
+    end = ordered[-max(1, round(LAST * len(ordered))) :]
+    found["loss"] = [ordered[0]["loss"], fmean([record["loss"] for record in end])]
+    found["memory"] = max(record.get("memory") or 0 for record in ordered)
     if "parts" in ordered[0]:
         last = [fmean(column) for column in zip(*(record["parts"] for record in end))]
         found["layers"] = [list(pair) for pair in zip(ordered[0]["parts"], last)]

@@ -1,11 +1,12 @@
 """A distillation from its first stage to its report, in one folder.
 
-tokenizer.json    the teacher's               corpus/      token shards, where the recipe reads text
-1-matrices/ ...   the stages, a run each      report.json  what became of it
-model/            the student in its published format
+teachers.json     their configs by name       tokenizer.json  of the first
+1-matrices/ ...   the stages, a run each      corpus/         token shards, where the recipe reads text
+report.json       what became of it           model/          the student in its published format
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -17,82 +18,111 @@ from leanlm.checkpoint import locate
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.tokenizer import MAIN, Tokenizer
 from leanlm.distill import outcome, stages, student
-from leanlm.distill.lesson import Corpus, Lesson, Teacher, same_beginning
+from leanlm.distill import teacher as teachers
+from leanlm.distill.lesson import Corpus, Lesson, same_beginning
 from leanlm.distill.stages import Stage
+from leanlm.distill.teacher import Teacher
 from leanlm.errors import LeanLMError, UsageError
 from leanlm.families import catalog
-from leanlm.train import checkpoints, run, start
+from leanlm.model.config import ModelConfig
 from leanlm.train import origin as origins
+from leanlm.train import run, start
 from leanlm.train.loop import train
 from leanlm.train.processes import joined
 from leanlm.train.recipe import Recipe
 from leanlm.train.report import Report
+from leanlm.train.start import Note
 
 Tell = Callable[[Report], None]
 
 
-def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None) -> dict | None:
-    """Take the recipe's student through its stages in `folder`, going on where it stopped; returns what report.json then says,
-    or None where a stage's time was up. Stages that are done are left alone. Raises UsageError where they were done with
-    another recipe, or the one before them has been trained on since.
+def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None, only: tuple[str, ...] = ()) -> dict | None:
+    """Take the recipe's student through its stages in `folder`, or `only` through these, going on where it stopped; returns
+    what report.json then says of all that are done, or None where a stage's time was up.
 
+    A stage begins where the last one before it that is done ended, the first with the teacher; those that are done are left
+    alone. Raises UsageError where they were done with another recipe, or the one before them has been trained on since.
     Every process that torchrun or srun started calls this. Ctrl-C is heard as `train` hears it.
     """
-    planned = stages.of(recipe)
+    planned, teacher, done = stages.of(recipe, only), None, []
     with joined() as processes:
         report = report if processes.leader else lambda _: None
-        corpus = processes.first(lambda: _corpus(planned, recipe, folder, report))
-        teacher, before = None, None
+
+        def note(text: str) -> None:
+            report(Report(0, recipe.steps, note=text))
+
+        corpus = processes.first(lambda: _corpus(planned, recipe, folder, note))
         for stage in planned:
             where, settings = folder / stage.folder, stage.recipe
-            if teacher is None or teacher.name != settings.distill.teacher:
-                teacher = Teacher(settings.distill.teacher, getattr(torch, settings.compute.dtype), processes.device)
+            before = folder / done[-1].folder if done else None
             if stages.finished(stage, where):
                 run.check_same(settings, where)
-                if before is not None:
-                    same_beginning(checkpoints.complete(before)[-1], where)
+                processes.first(functools.partial(same_beginning, before, where))
+            elif only and stage.name not in only:
+                _pass_over(stage, planned, only, where)
+                continue
             else:
-                report(Report(0, settings.steps, note=f"stage {stage.number} of {len(planned)}: {stage.name}"))
-                task = Lesson(teacher, before, folder, corpus).task
-                if train(settings, where, report, task, processes) is None:
+                note(f"stage {stage.number} of {len(planned)}: {stage.name}")
+                if teacher is None or (teacher.name, teacher.compute) != (settings.distill.teacher, settings.compute):
+                    teacher = Teacher(settings.distill.teacher, settings.compute, processes)
+                if train(settings, where, report, Lesson(teacher, before, folder, corpus, note).task, processes) is None:
                     return None
-            before = where
-        teacher.release()
+            done.append(stage)
+        if teacher is not None:
+            teacher.release()
         device = processes.device
-        return processes.first(
-            lambda: _concluded(planned, folder, corpus, device) if processes.leader else outcome.read(folder)
-        )
+        return processes.first(lambda: _concluded(done, folder, corpus, device) if processes.leader else outcome.read(folder))
 
 
-def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, report: Tell) -> Corpus | None:
-    """The shards of the recipe's own text, where it reads some; the teacher's tokenizer is put by. Raises UsageError, with
-    nothing written, where the student cannot be made of the first stage's teacher."""
-    tokenizer = _tokenizer(planned[0].recipe, folder)
+def _pass_over(stage: Stage, planned: list[Stage], only: tuple[str, ...], where: Path) -> None:
+    """Raises UsageError where a stage that is not asked for is half done, and one after it would begin without it."""
+    later = [other.name for other in planned[stage.number :] if other.name in only]
+    if later and (where / run.RECIPE).is_file():
+        raise UsageError(f"{where}: is not done, and {later[0]} would begin without it; finish it, or remove this folder")
+
+
+def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, note: Note) -> Corpus | None:
+    """The shards of the recipe's own text, where it reads some; teachers' configs and the tokenizer are put by. Raises
+    UsageError, with nothing written, where the student cannot learn of a teacher; NotFound where one is not there."""
+    tokenizer = _tokenizer(planned, recipe, folder)
     if not recipe.data.source:
         return None
     if tokenizer is None:
         raise UsageError(f"{recipe.distill.teacher}: has no tokenizer to read data.source with; tokenise the data before")
     origin = dataclasses.replace(origins.fresh(recipe), tokenizer=tokenizer)
-    shards = start.shards(recipe, folder / "corpus", origin, lambda text: report(Report(0, recipe.steps, note=text)))
-    return Corpus(recipe.data.source, *shards)
+    return Corpus(recipe.data.source, *start.shards(recipe, folder / "corpus", origin, note))
 
 
-def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer | None:
-    if (folder / MAIN).is_file():
-        return Tokenizer.from_folder(folder)
-    teacher = recipe.distill.teacher
-    student.replaced(stages.config_of(teacher), origins.fresh(recipe).module.config)
-    found = tokenizers.find(locate.resolve(teacher), catalog.resolve(teacher))
-    if found is not None:
-        found.save(folder)
-    return found
+def _tokenizer(planned: list[Stage], recipe: Recipe, folder: Path) -> Tokenizer | None:
+    """The first stage's teacher's, looked for once."""
+    ours = origins.fresh(recipe).module.config
+    for stage in planned:
+        _check(stage, teachers.config_of(stage.recipe.distill.teacher, folder), ours)
+    names = [stage.recipe.distill.teacher for stage in planned]
+    if names[0] not in teachers.known(folder):
+        found = tokenizers.find(locate.resolve(names[0]), catalog.resolve(names[0]))
+        if found is not None:
+            found.save(folder)
+    teachers.remember(names, folder)
+    return Tokenizer.from_folder(folder) if (folder / MAIN).is_file() else None
 
 
-def _concluded(planned: list[Stage], folder: Path, corpus: Corpus | None, device: torch.device) -> dict:
+def _check(stage: Stage, teacher: ModelConfig, ours: ModelConfig) -> None:
+    """Raises UsageError where the student cannot begin with a teacher, or a stage not compare the two."""
+    if stage.number == 1 or stage.recipe.distill.compare != "logits":
+        student.replaced(teacher, ours)
+    elif teacher.vocab_size != ours.vocab_size:
+        raise UsageError(
+            f"{stage.recipe.distill.teacher}: has {teacher.vocab_size} tokens, the student {ours.vocab_size}; logits are "
+            "compared token by token"
+        )
+
+
+def _concluded(done: list[Stage], folder: Path, corpus: Corpus | None, device: torch.device) -> dict:
     """The student put in its place, and the report on it."""
-    _linked(folder / planned[-1].folder / "model", folder / "model")
-    data = planned[-1].recipe.data
-    return outcome.write(planned, folder, corpus.read_by(data) if corpus else data, device)
+    _linked(folder / done[-1].folder / "model", folder / "model")
+    data = done[-1].recipe.data
+    return outcome.write(done, folder, corpus.read_by(data) if corpus else data, device)
 
 
 def _linked(source: Path, target: Path) -> None:

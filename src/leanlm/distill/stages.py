@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanlm import families
-from leanlm.checkpoint import locate
-from leanlm.checkpoint.folder import read_config
 from leanlm.distill import student
+from leanlm.distill.teacher import config_of
 from leanlm.errors import UsageError
-from leanlm.model.config import ModelConfig
 from leanlm.train import checkpoints
 from leanlm.train import recipe as recipes
 from leanlm.train.recipe import Recipe
 
 COMPARED = ("matrices", "states", "logits")
-SECTIONS = ("model", "data", "optimiser", "schedule", "compute", "keep", "distill")
+SECTIONS = ("data", "optimiser", "schedule", "compute", "keep", "distill")  # the student is one model in all of them
+CORPUS = ("held_out", "suffix", "vocab_size")  # how the text that all stages read is cut, once
 ORDERS = 1000  # stages of one seed read the text in different orders, and none in that of a near seed's
 
 
@@ -37,24 +36,17 @@ class Stage:
         return self.recipe.steps * self.recipe.schedule.batch * self.recipe.data.length
 
 
-def of(recipe: Recipe) -> list[Stage]:
-    """The recipe's stages in their order. Raises UsageError naming what is wrong with one."""
+def of(recipe: Recipe, only: tuple[str, ...] = ()) -> list[Stage]:
+    """The recipe's stages in their order. Raises UsageError naming what is wrong with one, or unknown in `only`."""
     if recipe.distill is None:
         raise UsageError(f"{recipe.name}: has no [distill], so there is no teacher; leanlm train trains it")
     if not recipe.distill.stages:
         raise UsageError(f"{recipe.name}: [distill.stages] is empty; name stages ({', '.join(COMPARED)})")
+    if recipe.model.from_:
+        raise UsageError(f"{recipe.name}: the student is made of the teacher; give [model] family and config instead of from")
+    if unknown := [name for name in only if name not in recipe.distill.stages]:
+        raise UsageError(f"{recipe.name}: no stage {unknown[0]!r}; it has {', '.join(recipe.distill.stages)}")
     return [_stage(recipe, number, name) for number, name in enumerate(recipe.distill.stages, 1)]
-
-
-def chosen(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
-    """The recipe with these stages alone, in its order; all where none are named. Raises UsageError for unknown ones."""
-    if not names or recipe.distill is None:
-        return recipe
-    known = recipe.distill.stages
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"{recipe.name}: no stage {unknown[0]!r}; it has {', '.join(known)}")
-    kept = {name: table for name, table in known.items() if name in names}
-    return dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, stages=kept))
 
 
 def _stage(recipe: Recipe, number: int, name: str) -> Stage:
@@ -72,11 +64,25 @@ def _stage(recipe: Recipe, number: int, name: str) -> Stage:
         if section not in SECTIONS or not isinstance(values, dict):
             raise UsageError(f"{where}.{section}: not a section of settings ({', '.join(SECTIONS)}, or compare)")
         raw[section] |= values
+    if misplaced := settings.get("distill", {}).keys() & {"compare", "stages"}:
+        raise UsageError(f"{where}.distill.{min(misplaced)}: belongs beside distill, not into it")
     length = settings.get("schedule", {}).keys() & {"steps", "tokens"}
     if len(length) == 1:  # takes the place of the recipe's own, however that is given
         raw["schedule"][({"steps", "tokens"} - length).pop()] = 0
     raw |= {"name": f"{recipe.name}-{name}", "seed": ORDERS * recipe.seed + number}
-    return Stage(number, name, recipes.of(raw, where))
+    made = recipes.of(raw, where)
+    _check(made, recipe, where)
+    return Stage(number, name, made)
+
+
+def _check(stage: Recipe, recipe: Recipe, where: str) -> None:
+    """Raises UsageError for settings that would do nothing."""
+    if stage.optimiser.z_loss:
+        raise UsageError(f"{where}: optimiser.z_loss belongs to training on text; the stages' losses have none")
+    if stage.data.source and stage.data.source == recipe.data.source:
+        for name in CORPUS:
+            if getattr(stage.data, name) != getattr(recipe.data, name):
+                raise UsageError(f"{where}: data.{name} is cut once for all stages; set it in the recipe's own [data]")
 
 
 def finished(stage: Stage, folder: Path) -> bool:
@@ -85,13 +91,14 @@ def finished(stage: Stage, folder: Path) -> bool:
     return bool(done) and done[-1].name == f"step-{stage.recipe.steps:08}" and (folder / "model" / "config.json").is_file()
 
 
-def taught_by(recipe: Recipe, teacher: str) -> Recipe:
-    """The recipe with this teacher in every stage, and a student of its shape: the same one where it fits, else derived."""
+def taught_by(recipe: Recipe, teacher: str, folder: Path | None = None) -> Recipe:
+    """The recipe with this teacher in every stage, and a student of its shape: the same one where it fits, else derived.
+    `folder` is the distillation's, which knows a teacher that is gone."""
     if recipe.distill is None:
         raise UsageError(f"{recipe.name}: has no [distill], so there is no teacher to replace")
     tables = {name: _without_teacher(table) for name, table in recipe.distill.stages.items()}
     recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=teacher, stages=tables))
-    config, family = config_of(teacher), families.get(recipe.model.family)
+    config, family = config_of(teacher, folder), families.get(recipe.model.family)
     ours = family.to_fresh_config(recipe.model.config, "model.config")
     try:
         student.replaced(config, ours)
@@ -101,12 +108,6 @@ def taught_by(recipe: Recipe, teacher: str) -> Recipe:
     model, data = recipe.model, recipe.data
     data = dataclasses.replace(data, vocab_size=config.vocab_size) if data.source else data
     return dataclasses.replace(recipe, model=dataclasses.replace(model, config=raw), data=data)
-
-
-def config_of(teacher: str) -> ModelConfig:
-    """A teacher's config, of which nothing else is read."""
-    raw = read_config(locate.resolve(teacher))
-    return families.find(raw).to_config(raw)
 
 
 def _without_teacher(table):

@@ -4,7 +4,6 @@ Bick et al. 2024 (MOHAWK, arXiv 2408.10189) and 2025 (Llamba, arXiv 2502.14458).
 """
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -164,9 +163,3 @@ def derived(teacher: ModelConfig, like: ModelConfig) -> ModelConfig:
         eos_ids=teacher.eos_ids,
         pad_id=teacher.pad_id,
     )
-
-
-def learning(student: LanguageModel, changed: list[int]) -> Iterator[tuple[int, Sublayer]]:
-    """The replaced sublayers."""
-    for i in changed:
-        yield i, student.layers[i][0]

@@ -65,7 +65,7 @@ def train(
             note(text)
         parallel.check(recipe, processes)
         material = processes.first(lambda: prepare(task, recipe, folder, origin, processes, note))
-        aim = task.objective(origin, recipe, processes.device)
+        aim = task.objective(origin, material, recipe, processes)
         objective = parallel.spread(aim, origin.parts(recipe), recipe.compute, processes)
         sharded = objective if parallel.strategy(recipe.compute, processes) in parallel.SHARDED else None
         optimiser = optimisers.build(module, recipe.optimiser)
@@ -75,6 +75,8 @@ def train(
             note(f"going on from {past[-1].name}")
             if progress.step > recipe.steps:
                 raise UsageError(f"{folder}: is at step {progress.step} already, beyond the {recipe.steps} of this recipe")
+        elif origin.memory is not None:
+            checkpoints.restore(origin.memory, module, optimiser, processes)
         batches = feed(material.rows, progress.position, batch_size, processes.rank, processes.size)
         watching = watch.watching(recipe, folder, origin, processes, report)
         with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:

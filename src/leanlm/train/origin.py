@@ -29,13 +29,15 @@ KEPT = "origin.json"
 @dataclass(frozen=True)
 class Origin:
     """`module` before its first step, without memory where it is fresh. `raw` and `tokenizer` are the checkpoint's config.json
-    and tokenizer, `notes` what became of its packed and ternary weights."""
+    and tokenizer, `notes` what became of its packed and ternary weights. `memory` is another run's checkpoint whose weights and
+    optimiser it begins with."""
 
     module: LanguageModel
     family: Family
     raw: dict | None = None
     tokenizer: Tokenizer | None = None
     notes: tuple[str, ...] = ()
+    memory: Path | None = None
 
     def parts(self, recipe: Recipe) -> Iterator[nn.Module]:
         """The parts of the model, each when its float32 weights are there, on the CPU; a seed means the same fresh weights."""

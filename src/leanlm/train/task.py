@@ -4,17 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from leanlm.train import origin as origins
 from leanlm.train import start
 from leanlm.train.loss import Objective
 from leanlm.train.origin import Origin
+from leanlm.train.processes import Processes
 from leanlm.train.recipe import Recipe
 from leanlm.train.start import Material, Note
 
 
-def next_token(origin: Origin, recipe: Recipe, device: torch.device) -> Objective:
+def next_token(origin: Origin, material: Material, recipe: Recipe, processes: Processes) -> Objective:
     """Cross-entropy and z-loss."""
     return Objective(origin.module, recipe.optimiser.z_loss)
 
@@ -22,11 +21,11 @@ def next_token(origin: Origin, recipe: Recipe, device: torch.device) -> Objectiv
 @dataclass(frozen=True)
 class Task:
     """The parts of a run that are no machinery. `origin` and `material` are called in the run's folder, by the leading process
-    first; `objective` in every process, and before the weights of a fresh model are there."""
+    first; `objective` in all processes together, and before the weights of a fresh model are there."""
 
     origin: Callable[[Recipe, Path], Origin] = origins.of
     material: Callable[[Recipe, Path, Origin, Note], Material] = start.material
-    objective: Callable[[Origin, Recipe, torch.device], Objective] = next_token
+    objective: Callable[[Origin, Material, Recipe, Processes], Objective] = next_token
 
 
 LANGUAGE = Task()
