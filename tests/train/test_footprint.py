@@ -1,12 +1,10 @@
 """Footprints against torch's own allocator, watched while the same step is really done on the CPU."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
+from allocator import allocated
 from leanlm import families
 from leanlm.model import cost, rotary, ternary
 from leanlm.model.config import ModelConfig
@@ -37,16 +35,6 @@ MODELS = {
 def config_of(name: str) -> ModelConfig:
     family, raw = MODELS[name]
     return families.get(family).to_config(raw)
-
-
-def allocated(work, trace) -> tuple[int, int]:
-    """(bytes before, most bytes during) of torch's CPU allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    watched.export_chrome_trace(str(trace))
-    told = [e["args"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    totals = [args["Total Allocated"] for args in told if args["Device Type"] == 0]
-    return totals[0] - told[0]["Bytes"], max(totals)
 
 
 def one_step(config: ModelConfig, compute: Compute, scales: int = 0):

@@ -24,6 +24,7 @@ def as_dict(plan) -> dict:
         "fits": plan.fits,
         "flops_per_token": plan.flops,
         "recomputed_flops_per_token": plan.recomputed,
+        "teacher_flops_per_token": plan.teaching,
         "assumed_utilisation": plan.utilisation,
         "tokens_per_second": plan.tokens_per_second,
         "seconds": plan.seconds,
@@ -57,7 +58,8 @@ def arithmetic(plan) -> str:
     share = (1 + flops.BACKWARD) * flops.scans(plan.config) / plan.flops
     scans = f", of which scans {share:.0%}" if share else ""
     again = f"; {count(plan.recomputed)} more are computed again" if plan.recomputed else ""
-    return f"{count(plan.flops)} FLOPs a token, forward and backward{scans}{again}"
+    taught = f"; the teacher's {count(plan.teaching)}" if plan.teaching else ""
+    return f"{count(plan.flops)} FLOPs a token, forward and backward{scans}{again}{taught}"
 
 
 def speed(plan) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from leanlm.errors import UsageError
+from leanlm.errors import NotFound, UsageError
 
 Settings = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE")]
 
@@ -78,10 +79,30 @@ def plan(command: Command, settings) -> None:
     if command.mfu is not None and not 0 < command.mfu <= 1:
         raise UsageError(f"--mfu {command.mfu:g}: a share of the peak, from 0 to 1")
     cluster = Cluster(hardware.named(command.on), command.processes, min(command.per_node, command.processes))
-    made = make(settings, cluster, command.mfu or UTILISATION)
-    print(json.dumps(plans.as_dict(made), indent=2) if command.json else plans.as_text(made))
-    for warning in made.warnings:
+    made = [make(run, cluster, command.mfu or UTILISATION, teacher) for run, teacher in runs(settings)]
+    if command.json:
+        told = [plans.as_dict(each) for each in made]
+        print(json.dumps(told if settings.distill else told[0], indent=2))
+    else:
+        print("\n\n".join(map(plans.as_text, made)))
+    for warning in dict.fromkeys(warning for each in made for warning in each.warnings):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def runs(settings) -> Iterator[tuple]:
+    """The recipe; of a distillation every stage, with its teacher's config, or None where it is not on this machine."""
+    if settings.distill is None:
+        yield settings, None
+        return
+    from leanlm.distill import stages, teacher
+
+    for stage in stages.of(settings):
+        name = stage.recipe.distill.teacher
+        try:
+            yield stage.recipe, teacher.config_of(name, offline=True)
+        except NotFound:
+            print(f"warning: {name} is not on this machine: the plan of {stage.name} is without it", file=sys.stderr)
+            yield stage.recipe, None
 
 
 def find_lr(command: Command, settings, folder: Path) -> None:

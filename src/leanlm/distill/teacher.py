@@ -57,10 +57,10 @@ class Teacher:
         self.__dict__.pop("module", None)
 
 
-def config_of(name: str, folder: Path | None = None) -> ModelConfig:
+def config_of(name: str, folder: Path | None = None, offline: bool = False) -> ModelConfig:
     """A teacher's config, of which nothing else is read: as a distillation's `folder` knows it, or its own."""
     raw = known(folder).get(name) if folder else None
-    raw = raw or read_config(locate.resolve(name))
+    raw = raw or read_config(locate.resolve(name, offline=offline))
     return families.find(raw).to_config(raw)
 
 

@@ -38,7 +38,7 @@ CPU = torch.device("cpu")  # what the fake tensors pretend to lie on
 @dataclass(frozen=True)
 class Footprint:
     """Bytes per process. `gathered` are layers made whole of all shares; `activations` what all layers keep for the
-    backward pass, `passing` the most that it needs beyond, for the loss or for a layer."""
+    backward pass, `passing` the most that it needs beyond, for the loss or for a layer; `teacher` a model learned from."""
 
     weights: int
     gradients: int
@@ -46,10 +46,11 @@ class Footprint:
     gathered: int
     activations: int
     passing: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.gathered + self.activations + self.passing
+        return sum(dataclasses.astuple(self))
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,26 @@ def of_step(config: ModelConfig, windows: int, length: int, compute: Compute, sh
     return Footprint(held, held, 2 * held, gathered, activations, passing)
 
 
+def of_teacher(config: ModelConfig, compute: Compute, shared: int = 1) -> int:
+    """A model that is only read, its layers dealt out to `shared` processes."""
+    size, parameters, outside = getattr(torch, compute.dtype).itemsize, cost.parameters(config), _outside(config)
+    return size * (outside + -(-(parameters - outside) // shared))
+
+
+def of_matrices(mixers: Iterable[Mixer], config: ModelConfig, windows: int, length: int, dtype: str) -> int:
+    """The most that comparing the mixing matrices of one of these layers' first `mixers` holds. The teacher's own is gone by
+    then."""
+    return max(sum(_observed(config, mixer, windows, length, dtype, 0, "matrix")) for mixer in set(mixers))
+
+
+def _outside(config: ModelConfig) -> int:
+    """Parameters of the embedding and the head."""
+    return config.padded_vocab_size * config.d_model * (1 if config.tied else 2)
+
+
 def _gathered(config: ModelConfig, parameters: int) -> int:
     """Layers come and go; embedding and head stay whole through a pass, and so does their gradient at its end."""
-    outside = config.padded_vocab_size * config.d_model * (1 if config.tied else 2)
+    outside = _outside(config)
     return MASTER * (GATHERED * (parameters - outside) // len(config.layers) + 2 * outside)
 
 
@@ -104,8 +122,10 @@ def of_sublayer(config: ModelConfig, mixer: Mixer, windows: int, length: int, dt
 
 
 @functools.lru_cache(maxsize=256)
-def _observed(config: ModelConfig, mixer: Mixer, windows: int, length: int, dtype: str, scales: int) -> tuple[int, int]:
-    """`observe` for a sublayer of the model."""
+def _observed(
+    config: ModelConfig, mixer: Mixer, windows: int, length: int, dtype: str, scales: int, call: str = "forward"
+) -> tuple[int, int]:
+    """`observe` for a sublayer of the model, or for another call of it."""
     if getattr(mixer, "rope", None):
         frequencies(mixer.rope, CPU)  # they are remembered, and must not be fake ones
     if isinstance(mixer, Telescoping):
@@ -116,7 +136,7 @@ def _observed(config: ModelConfig, mixer: Mixer, windows: int, length: int, dtyp
             ternary.mark(module, scales)
         sublayer = module.layers[0][0]
         x = torch.empty(windows, length, config.d_model, requires_grad=True)
-        return observe(lambda: sublayer(x), dtype, [*sublayer.parameters(), x])
+        return observe(lambda: getattr(sublayer, call)(x), dtype, [*sublayer.parameters(), x])
 
 
 @functools.lru_cache(maxsize=64)

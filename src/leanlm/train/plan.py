@@ -39,8 +39,8 @@ class Cluster:
 class Plan:
     """Of one recipe on one cluster. `windows` are those of a forward pass of a process, `passes` how many make a step.
 
-    `flops` are those of a token, forward and backward, `recomputed` what checkpointing adds to them. `warnings` say what will
-    not fit or divide, each with the setting to change.
+    `flops` are those of a token, forward and backward, `recomputed` what checkpointing adds to them, `teaching` those of the
+    teacher of a distillation. `warnings` say what will not fit or divide, each with the setting to change.
     """
 
     recipe: Recipe
@@ -53,6 +53,8 @@ class Plan:
     flops: float
     recomputed: float
     utilisation: float
+    teacher: ModelConfig | None = None
+    teaching: float = 0.0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -63,7 +65,7 @@ class Plan:
     def tokens_per_second(self) -> float:
         """Of all processes together."""
         peak = self.cluster.device.peak(self.recipe.compute.dtype) * self.cluster.processes
-        return self.utilisation * peak / (self.flops + self.recomputed)
+        return self.utilisation * peak / (self.flops + self.recomputed + self.teaching)
 
     @property
     def seconds(self) -> float:
@@ -74,13 +76,14 @@ class Plan:
         return self.footprint.total <= ROOM * self.cluster.device.memory
 
 
-def make(recipe: Recipe, cluster: Cluster, utilisation: float = UTILISATION) -> Plan:
-    """The plan, with its warnings. Raises UsageError where the recipe's model cannot be; nothing is built."""
-    plan = _sized(recipe, cluster, utilisation)
+def make(recipe: Recipe, cluster: Cluster, utilisation: float = UTILISATION, teacher: ModelConfig | None = None) -> Plan:
+    """The plan, with its warnings; of a stage of a distillation with the teacher it learns from. Raises UsageError where the
+    recipe's model cannot be; nothing is built."""
+    plan = _sized(recipe, cluster, utilisation, teacher)
     return dataclasses.replace(plan, warnings=tuple(_warnings(plan)))
 
 
-def _sized(recipe: Recipe, cluster: Cluster, utilisation: float) -> Plan:
+def _sized(recipe: Recipe, cluster: Cluster, utilisation: float, teacher: ModelConfig | None) -> Plan:
     config = config_of(recipe)
     strategy, shared = sharing(recipe, cluster)
     share = max(1, recipe.schedule.batch // cluster.processes)
@@ -89,6 +92,9 @@ def _sized(recipe: Recipe, cluster: Cluster, utilisation: float) -> Plan:
     scales = recipe.model.shards if recipe.model.weights == "ternary" else 0
     again = sum(recomputed(layers, recipe.compute.checkpoint_blocks)) / layers
     head = 2 * config.padded_vocab_size * config.d_model
+    held = footprint.of_step(config, windows, length, recipe.compute, shared, scales)
+    if teacher is not None:
+        held = _with_teacher(held, recipe, config, teacher, windows, shared)
     return Plan(
         recipe=recipe,
         config=config,
@@ -96,11 +102,24 @@ def _sized(recipe: Recipe, cluster: Cluster, utilisation: float) -> Plan:
         strategy=strategy,
         windows=windows,
         passes=-(-share // windows),
-        footprint=footprint.of_step(config, windows, length, recipe.compute, shared, scales),
+        footprint=held,
         flops=flops.training(config, length),
         recomputed=again * (flops.forward(config, length) - head),
         utilisation=utilisation,
+        teacher=teacher,
+        teaching=flops.forward(teacher, length) if teacher else 0.0,
     )
+
+
+def _with_teacher(
+    held: Footprint, recipe: Recipe, config: ModelConfig, teacher: ModelConfig, windows: int, shared: int
+) -> Footprint:
+    passing = held.passing
+    if recipe.distill.compare == "matrices":
+        new = (ours[0] for ours, theirs in zip(config.layers, teacher.layers) if ours[0] != theirs[0])
+        passing = max(passing, footprint.of_matrices(new, config, windows, recipe.data.length, recipe.compute.dtype))
+    taught = footprint.of_teacher(teacher, recipe.compute, shared)
+    return dataclasses.replace(held, passing=passing, teacher=taught)
 
 
 def config_of(recipe: Recipe) -> ModelConfig:
@@ -139,7 +158,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 def remedy(plan: Plan, room: float) -> str:
     """The first setting, or settings, with which a process fits `room` bytes; what to do where none does."""
     for changes in _candidates(plan):
-        changed = _sized(with_changes(plan.recipe, changes), plan.cluster, plan.utilisation)
+        changed = _sized(with_changes(plan.recipe, changes), plan.cluster, plan.utilisation, plan.teacher)
         if changed.footprint.total <= room:
             words = " ".join(f"--set {key}={value}" for key, value in changes.items())
             return f"{words} takes {changed.footprint.total / 1e9:.1f} GB"
