@@ -71,9 +71,7 @@ def recipe_of(model: str, seed: int, budget: Budget, corpus: Corpus) -> Recipe:
     schedule = dataclasses.replace(
         recipe.schedule, steps=budget.steps, tokens=0, batch=budget.batch, warmup=max(1, budget.steps // 10)
     )
-    data = dataclasses.replace(
-        recipe.data, source="", held_out=(), length=budget.length, sources={str(corpus[0]): 1.0}, held=str(corpus[1])
-    )
+    data = dataclasses.replace(recipe.data.of_shards(*corpus), length=budget.length)
     often = max(20, budget.steps // 5)
     keep = dataclasses.replace(recipe.keep, checkpoint=often, validate=often, samples=())
     return dataclasses.replace(recipe, name=f"{model}-seed{seed}", seed=seed, schedule=schedule, data=data, keep=keep)

@@ -93,7 +93,7 @@ def recipe_of(arm: str, seed: int, budget: Budget, corpus: Corpus, teacher: Path
 def _on(corpus: Corpus, recipe: Recipe, steps: int, batch: int) -> Recipe:
     """The recipe with so many steps on the shared corpus."""
     schedule = dataclasses.replace(recipe.schedule, steps=steps, tokens=0, batch=batch, warmup=_warmup(steps))
-    data = dataclasses.replace(recipe.data, source="", held_out=(), sources={str(corpus[0]): 1.0}, held=str(corpus[1]))
+    data = recipe.data.of_shards(*corpus)
     often = max(20, steps // 10)
     keep = dataclasses.replace(recipe.keep, checkpoint=often, validate=2 * often, samples=())
     return dataclasses.replace(recipe, schedule=schedule, data=data, keep=keep)

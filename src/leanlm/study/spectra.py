@@ -99,7 +99,7 @@ def recipe_of(run: Run, budget: Budget, corpus: Corpus) -> Recipe:
     schedule = dataclasses.replace(
         recipe.schedule, steps=budget.steps, tokens=0, batch=budget.batch, warmup=max(1, budget.steps // 20), changes=changes
     )
-    data = dataclasses.replace(recipe.data, source="", held_out=(), sources={str(corpus[0]): 1.0}, held=str(corpus[1]))
+    data = recipe.data.of_shards(*corpus)
     keep = dataclasses.replace(
         recipe.keep, checkpoint=max(20, budget.steps // 10), validate=max(20, budget.steps // 2), samples=()
     )

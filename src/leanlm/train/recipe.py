@@ -52,6 +52,10 @@ class Data:
     length: int = 512  # tokens per window
     damaged: Literal["refuse", "skip"] = "refuse"  # shards
 
+    def of_shards(self, learned: Path, held: Path) -> "Data":
+        """These settings, with shards in the place of their text."""
+        return dataclasses.replace(self, source="", held_out=(), sources={str(learned): 1.0}, held=str(held))
+
 
 @dataclass(frozen=True)
 class Optimiser:
