@@ -1,16 +1,14 @@
 """What `leanlm bench` found, as tables."""
 
-import sys
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
 
 from leanlm.cli import sizes, tables
 
 
 def show(found: dict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    console = tables.console()
     for line in sides(found):
         console.print(line, markup=False)
     for title, rows in (("prefill", found["prefill"]), ("decode", found["decode"])):

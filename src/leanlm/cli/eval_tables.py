@@ -1,9 +1,7 @@
 """What `leanlm eval` found, as tables."""
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from leanlm.cli import suite_tables, tables
@@ -11,7 +9,7 @@ from leanlm.evaluate.suites import Cell, Row, Suite
 
 
 def show(found: dict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    console = tables.console()
     for name, kinds in found.get("items", {}).items():
         console.print(items(name, kinds))
     for source, scores in found.get("text", {}).items():
@@ -25,7 +23,7 @@ def show(found: dict) -> None:
 
 
 def show_suite(suite: Suite, row: Row | None, cells: Sequence[Cell]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    console = tables.console()
     console.print(suite_tables.comparison(cells))
     console.print(*suite_tables.summary(suite, row, cells), sep="\n", markup=False)
 
@@ -35,7 +33,7 @@ def show_columns(columns: Sequence[tuple[str, list[str]]]) -> None:
     table = tables.figures(*(heading for heading, _ in columns))
     for line in zip(*(texts for _, texts in columns)):
         table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 400, highlight=False, soft_wrap=True).print(table)
+    tables.console(400).print(table)
 
 
 def items(name: str, kinds: dict[str, dict]) -> Table:

@@ -1,7 +1,6 @@
 """leanlm list: the models known by name and what they cost."""
 
 import json
-import sys
 from dataclasses import dataclass
 
 from leanlm.cli import sizes
@@ -27,8 +26,9 @@ def run(command: Command) -> None:
     if command.json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from leanlm.cli import tables
 
     headings = ("name", "parameters", "bits", "weights", "format", "packed", "state", "licence", "hub id")
     table = Table(*headings, box=None, pad_edge=False)
@@ -36,7 +36,7 @@ def run(command: Command) -> None:
         column.no_wrap = True
     for known in rows:
         table.add_row(*cells(known))
-    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+    tables.console().print(table)
 
 
 def row(entry) -> dict:

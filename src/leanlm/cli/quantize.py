@@ -171,14 +171,11 @@ def show_plan(plan: dict, as_json: bool) -> None:
 
 
 def show(report, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from leanlm.cli import tables
 
     heading, *rows = report.lines()
-    table = Table(*heading, box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
+    table = tables.figures(*heading)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+    tables.console().print(table)
     print(*report.summary(), f"written to {out}, with {REPORT}", sep="\n")

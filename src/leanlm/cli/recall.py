@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,12 +74,11 @@ def measured(command: Command, name: str) -> Iterator[dict]:
 
 
 def show(name: str, points: list[dict]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from leanlm.cli import tables
 
-    table = Table("kind", "distance", "load", "accuracy", "chance", "nats", title=name, title_justify="left", box=None)
+    table = tables.figures("kind", "distance", "load", "accuracy", "chance", "nats")
     for point in points:
         error = "" if point["stderr"] is None else f" ± {point['stderr']:.3f}"
         numbers = f"{point['accuracy']:.3f}{error}", f"{point['chance']:.3g}", f"{point['nats']:+.3f}"
         table.add_row(point["kind"], f"{point['distance']}", f"{point['load']}", *numbers)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True).print(table)
+    tables.console().print(name, table, sep="\n", markup=False)

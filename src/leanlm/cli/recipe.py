@@ -1,7 +1,6 @@
 """leanlm recipe list | show NAME | cp NAME FILE: the recipes that come with the package."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,15 +47,16 @@ def show_list(as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from leanlm.cli import tables
 
     table = Table("name", "parameters", "tokens", "--size", box=None, pad_edge=False)
     for one in rows:
         least, *_, most = (*one["parameters"], one["parameters"][-1])
         parameters = sizes.count(least) if least == most else f"{sizes.count(least)} to {sizes.count(most)}"
         table.add_row(one["name"], parameters, sizes.count(one["tokens"]), ", ".join(one["sizes"]))
-    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+    tables.console().print(table)
 
 
 def row(path: Path) -> dict:

@@ -1,6 +1,14 @@
 """Tables for the terminal."""
 
+import sys
+
+from rich.console import Console
 from rich.table import Table
+
+
+def console(width: int = 160) -> Console:
+    """Of stdout: as wide as the terminal, `width` characters where it is none; a line that is longer stays one."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False, soft_wrap=True)
 
 
 def figures(first: str, *rest: str) -> Table:
