@@ -106,10 +106,11 @@ def check(command: Command) -> None:
 def measured(command: Command):
     """The `Measures` asked for, texts and items read."""
     from leanlm.evaluate import items
+    from leanlm.quantize import job
     from leanlm.study.comparison import Measures
 
     return Measures(
-        documents=tuple(texts(command.text, command.text_bytes)) if command.text != "none" else (),
+        documents=tuple(job.held_out_texts(command.text, command.text_bytes)) if command.text != "none" else (),
         items={path.name: tuple(items.read(path)) for path in command.items},
         tasks=tuple((name.strip(), command.num_fewshot) for name in (command.tasks or "").split(",") if name.strip()),
         limit=command.limit,
@@ -120,19 +121,6 @@ def measured(command: Command):
         turns=command.turns,
         threads=command.threads,
     )
-
-
-def texts(source: str, limit: int) -> list[str]:
-    """The first documents of a source, up to so many bytes (of the last, its beginning)."""
-    from leanlm.quantize import job
-
-    found, left = [], limit
-    for text in job.texts(source, held_out=True):
-        if left <= 0:
-            break
-        found.append(text.encode()[:left].decode(errors="ignore"))
-        left -= len(found[-1].encode())
-    return found
 
 
 def about(command: Command) -> str:

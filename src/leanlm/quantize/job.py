@@ -126,14 +126,18 @@ def calibration_tokens(model: Model, settings: Settings) -> Tensor:
 
 def held_out_documents(model: Model, source: str) -> list[tuple[list[int], int]]:
     """(ids, bytes of text) of the first documents of a source, up to `HELD_OUT_BYTES`."""
-    documents, size = [], 0
+    return [(model.tokenizer.encode(text), len(text.encode())) for text in held_out_texts(source, HELD_OUT_BYTES)]
+
+
+def held_out_texts(source: str, most_bytes: int) -> list[str]:
+    """The first documents of a source, up to so many bytes (of the last, its beginning)."""
+    found, left = [], most_bytes
     for text in texts(source, held_out=True):
-        if size >= HELD_OUT_BYTES:
+        if left <= 0:
             break
-        text = text[: HELD_OUT_BYTES - size]
-        size += len(text.encode())
-        documents.append((model.tokenizer.encode(text), len(text.encode())))
-    return documents
+        found.append(text.encode()[:left].decode(errors="ignore"))
+        left -= len(text.encode())
+    return found
 
 
 def texts(source: str, held_out: bool) -> list[str]:
