@@ -110,11 +110,11 @@ def check(command: Command) -> None:
     for flag, needs in (("window", command.text), ("num_fewshot", command.tasks), ("limit", harness or command.items)):
         if getattr(command, flag) is not None and not needs:
             raise UsageError(f"--{flag} says nothing about what is evaluated here")
-    for name in ("window", "num_fewshot", "limit"):
-        value = getattr(command, name)
-        least = 0 if name == "num_fewshot" else 1 if name == "window" else 1e-9
-        if value is not None and value < least:
-            raise UsageError(f"--{name} {value:g}: must be {'at least' if least != 1e-9 else 'more than'} {round(least)}")
+    for name, least in (("window", 1), ("num_fewshot", 0)):
+        if (value := getattr(command, name)) is not None and value < least:
+            raise UsageError(f"--{name} {value}: must be at least {least}")
+    if command.limit is not None and command.limit <= 0:
+        raise UsageError(f"--limit {command.limit:g}: must be more than 0")
     word, _, times = command.batch_size.partition(":")
     if not (word == "auto" and (not times or times.isdecimal())) and not (word.isdecimal() and int(word) and not times):
         raise UsageError(f"--batch_size {command.batch_size}: give a number, auto, or auto:4")
@@ -169,7 +169,7 @@ def run_items(model, name: str, asked: list, command: Command) -> dict:
     from leanlm.evaluate import items
 
     if command.limit:
-        asked = asked[: round(command.limit * len(asked)) if command.limit < 1 else int(command.limit)] or asked[:1]
+        asked = asked[: max(1, round(command.limit * len(asked))) if command.limit < 1 else int(command.limit)]
     with bar(name, len(asked)) as progress:
         return items.evaluate(model, asked, store(command, "items", name), progress)
 
