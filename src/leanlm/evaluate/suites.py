@@ -90,13 +90,6 @@ class Suite:
         known = entry.name if entry else None
         return next((row for row in self.rows if row.model == model or (row.name and row.name == known)), None)
 
-    def runs(self) -> dict[int, tuple[str, ...]]:
-        """The harness's tasks to run, by the number of examples they are given."""
-        names: dict[int, dict[str, None]] = {}
-        for task in self.tasks:
-            names.setdefault(task.shots, {})[task.name] = None
-        return {shots: tuple(names[shots]) for shots in sorted(names)}
-
 
 @dataclass(frozen=True)
 class Cell:
