@@ -10,7 +10,7 @@ from leanlm.api import Model
 from leanlm.checkpoint import locate
 from leanlm.cli.main import main
 from leanlm.errors import UsageError
-from leanlm.evaluate import text
+from leanlm.evaluate import suites, text
 from leanlm.evaluate.items import Item
 from leanlm.model.config import Attention, GatedMLP, ModelConfig, Rope
 from leanlm.study import comparison
@@ -102,7 +102,7 @@ def test_metrics_of_the_harness():
         "exact_match,strict": 0.25,
         "exact_match_stderr,strict": "N/A",
     }
-    assert metrics(scores) == {
+    assert metrics(suites.metrics({"results": {"task": scores}}, "task")) == {
         "acc": {"value": 0.5, "stderr": 0.1},
         "exact_match (strict)": {"value": 0.25, "stderr": None},
     }

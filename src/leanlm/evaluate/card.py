@@ -1,8 +1,6 @@
 """Results of the harness in a model card: the hub's `model-index`, in the YAML at the head of a README.md."""
 
 from collections.abc import Iterator, Mapping
-from math import isfinite
-from numbers import Real
 from pathlib import Path
 
 from huggingface_hub import EvalResult, RepoCard
@@ -67,14 +65,10 @@ def _index(text: str, path: Path) -> list[dict]:
 def _shown(results: Mapping) -> Iterator[str]:
     """Names of tasks and groups, without the tasks of groups that have results."""
     groups = results.get("group_subtasks", {})
-    inside = {name for group, names in groups.items() if _metrics(results, group) for name in names if not groups.get(name)}
+    inside = {
+        name for group, names in groups.items() if suites.metrics(results, group) for name in names if not groups.get(name)
+    }
     yield from (name for name in results.get("results", {}) if name not in inside)
-
-
-def _metrics(results: Mapping, task: str) -> dict[str, float]:
-    """A task's values by "metric,filter"."""
-    found = results.get("results", {}).get(task, {})
-    return {key: float(value) for key, value in found.items() if "," in key and isinstance(value, Real) and isfinite(value)}
 
 
 def _blocks(results: Mapping, task: str) -> list[dict]:
@@ -82,8 +76,7 @@ def _blocks(results: Mapping, task: str) -> list[dict]:
     config = results.get("configs", {}).get(task, {})
     given = {"num_few_shot": suites.shots(results, task), "limit": results.get("config", {}).get("limit")}
     found = []
-    for key, value in _metrics(results, task).items():
-        metric, _, filter = key.partition(",")
+    for (metric, filter), value in suites.metrics(results, task).items():
         found.append(
             EvalResult(
                 task_type="text-generation",

@@ -140,15 +140,11 @@ def requests(model: Model, context: str, continuations: Sequence[str]) -> list[R
     bare = context.rstrip()
     start = next(i for i in (model.tokenizer.bos_id, model.tokenizer.eos_id, *model.config.eos_ids, 0) if i is not None)
     before, *wholes = (model.tokenizer.encode(text) if text else [] for text in (bare, *(context + c for c in continuations)))
-    cut = min((min(_shared(before, whole), len(whole) - 1) for whole in wholes), default=1)
+    cut = min((min(scoring.common(before, whole), len(whole) - 1) for whole in wholes), default=1)
     if cut < 1 or (cut == 1 and before == [start]):  # nothing before what is asked for
         wholes = [whole if whole[:1] == [start] else [start, *whole] for whole in wholes]
         cut = 1
     return [Request(tuple(whole[:cut]), tuple(whole[cut:])) for whole in wholes]
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def summarise(items: Sequence[Item], results: Sequence[dict]) -> dict[str, dict]:

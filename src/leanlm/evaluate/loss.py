@@ -66,6 +66,10 @@ def in_windows(module: LanguageModel, held: Shards, length: int) -> Loss:
     it was trained on."""
     start_id = int(held.document(0)[-1])
     texts = [held.document(n)[:-1].tolist() for n in range(len(held.bytes))]
-    windows = [(text[at : at + length], 0) for text in texts for at in range(0, len(text), length)]
-    found = measure(module, windows, start_id)
+    found = measure(module, [(window, 0) for text in texts for window in windows(text, length)], start_id)
     return Loss(found.nats, found.tokens, int(held.bytes.sum()))
+
+
+def windows(ids: Sequence[int], length: int) -> list[Sequence[int]]:
+    """A text cut into pieces of `length` tokens, the last as long as is left."""
+    return [ids[at : at + length] for at in range(0, len(ids), length)]

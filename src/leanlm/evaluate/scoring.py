@@ -101,9 +101,8 @@ class _Reader:
 
     def shared(self, one: int, other: int) -> int:
         """Tokens that two requests share before either's continuation is to be predicted."""
-        a, b = self.inputs[one], self.inputs[other]
         most = min(len(self.requests[one].context), len(self.requests[other].context)) - 1
-        return next((i for i in range(most) if a[i] != b[i]), most)
+        return min(common(self.inputs[one], self.inputs[other]), most)
 
     def capacity(self, numbers: Sequence[int]) -> int:
         """Room that any of the requests may need."""
@@ -152,6 +151,11 @@ class _Reader:
         tokens = torch.tensor(texts, dtype=torch.int64)
         for part in tokens.split(CHUNK, 1) if tokens.shape[1] else ():
             self.run(part.to(self.module.device), state, last_only=True)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def _likelihoods(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,9 +165,17 @@ def shots(results: Mapping, task: str) -> int | None:
     return inside.pop() if len(inside) == 1 else None
 
 
+def metrics(results: Mapping, task: str) -> dict[tuple[str, str], float]:
+    """A task's values in the harness's `results` by metric and filter, such as ("acc", "none"), errors likewise as
+    ("acc_stderr", "none"); without those that it did not compute, where it writes "N/A"."""
+    found = results.get("results", {}).get(task, {})
+    numbers = {key: value for key, value in found.items() if "," in key and isinstance(value, Real) and math.isfinite(value)}
+    return {tuple(key.split(",", 1)): float(value) for key, value in numbers.items()}
+
+
 def _cell(task: Task, row: Row | None, results: Mapping) -> Cell:
-    found = results["results"].get(task.result, {})
-    ours, error = (_number(found.get(f"{name},{task.filter}")) for name in (task.metric, f"{task.metric}_stderr"))
+    found = metrics(results, task.result)
+    ours, error = (found.get((name, task.filter)) for name in (task.metric, f"{task.metric}_stderr"))
     ours, error = (None if value is None else value * task.scale for value in (ours, error))
     given = shots(results, task.result)
     other = ours is not None and given not in (None, task.shots)
@@ -203,8 +211,3 @@ def _beside(row: Row | None, label: str, ours: float | None, error: float | None
     if theirs and not note and ours is not None and error is not None:
         agrees = agree(ours, error, theirs, row.provenance.reading)
     return Cell(label, ours, error, theirs, agrees, note)
-
-
-def _number(value: object) -> float | None:
-    """The harness writes "N/A" for errors it did not compute."""
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else None

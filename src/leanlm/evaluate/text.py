@@ -47,8 +47,9 @@ def evaluate(
 def spans(model: Model, text: str, window: int | None) -> list[list[float]]:
     """[tokens, bytes, nats] of each span of positions in one document."""
     ids, sizes = model.tokenizer.measured(text)
-    nats = torch.cat([by_token(model, ids[at : at + (window or len(ids))]) for at in range(0, len(ids), window or len(ids))])
-    positions = torch.arange(len(ids)) % (window or len(ids))
+    length = window or len(ids)
+    nats = torch.cat([by_token(model, part) for part in loss.windows(ids, length)])
+    positions = torch.arange(len(ids)) % length
     number = torch.frexp((positions // FIRST).double()).exponent  # 0, 1, 2 to 3, 4 to 7 times FIRST: 0, 1, 2, 3
     count = int(number.max()) + 1
     columns = (torch.ones(len(ids)), torch.tensor(sizes), nats)

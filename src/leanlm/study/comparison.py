@@ -13,7 +13,7 @@ from leanlm.bench import speed
 from leanlm.checkpoint import locate
 from leanlm.checkpoint.aside import replacing
 from leanlm.errors import CheckFailed, UsageError
-from leanlm.evaluate import items, recall, text
+from leanlm.evaluate import items, recall, suites, text
 from leanlm.evaluate.items import Item
 from leanlm.model import format
 from leanlm.quantize import convert, ternary
@@ -175,19 +175,19 @@ def harness_tasks(model: Model, measures: Measures, folder: Path) -> dict:
 
     settings = tasks.Settings(limit=measures.limit, store=folder)
     found = tasks.evaluate(model, measures.tasks, settings, tasks.find([name for name, _ in measures.tasks]))
-    return {name: metrics(scores) for name, scores in found["results"].items()}
+    return {name: metrics(suites.metrics(found, name)) for name in found["results"]}
 
 
-def metrics(scores: Mapping) -> dict[str, dict]:
-    """Of the harness's {"acc,none": v, "acc_stderr,none": e, "alias": ...}: {"acc": {"value": v, "stderr": e}}."""
-    found = {}
-    for key, value in scores.items():
-        metric, comma, filtered = key.partition(",")
-        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = scores.get(f"{metric}_stderr,{filtered}")
-            name = metric if filtered == "none" else f"{metric} ({filtered})"
-            found[name] = {"value": value, "stderr": error if isinstance(error, int | float) else None}
-    return found
+def metrics(scores: Mapping[tuple[str, str], float]) -> dict[str, dict]:
+    """Of {("acc", "none"): v, ("acc_stderr", "none"): e}: {"acc": {"value": v, "stderr": e}}."""
+    return {
+        metric if filter == "none" else f"{metric} ({filter})": {
+            "value": value,
+            "stderr": scores.get((f"{metric}_stderr", filter)),
+        }
+        for (metric, filter), value in scores.items()
+        if not metric.endswith("_stderr")
+    }
 
 
 def speeds(subject: Subject, rounded: bool, measures: Measures) -> dict:
