@@ -9,7 +9,6 @@ from typing import Literal
 
 import tyro
 
-from leanlm.cli import eval_tables
 from leanlm.errors import UsageError
 
 RESULTS, PAGE = "comparison.json", "comparison.html"
@@ -84,6 +83,8 @@ def run(command: Command) -> None:
     if command.json:
         print(json.dumps(rows, indent=2))
         return
+    from leanlm.cli import eval_tables
+
     eval_tables.show_columns(list(page.cells(rows)))
     print(f"page: {command.out / PAGE}")
 

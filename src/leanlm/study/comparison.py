@@ -92,9 +92,8 @@ def place(subject: Subject) -> str:
 
 def identity(subject: Subject, measures: Measures) -> str:
     """Of what is measured, and of the model's files by their sizes and times."""
-    files = sorted(
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in locate.resolve(subject.model).iterdir()
-    )
+    found = ((path.name, path.stat()) for path in locate.resolve(subject.model).iterdir())
+    files = sorted((name, status.st_size, status.st_mtime_ns) for name, status in found)
     return hashlib.sha256(repr((measures, files)).encode()).hexdigest()
 
 
