@@ -72,6 +72,22 @@ def test_unknown_recipes_and_broken_files(tmp_path):
         recipe.read(tmp_path / "x.toml")
 
 
+def test_one_held_out_name_is_a_list_or_a_document(tmp_path):
+    """A list lies beside the recipe; a document that ends in .txt too may be held out alone, wherever it lies."""
+
+    def held_out(source: str, name: str) -> tuple[str, ...]:
+        return recipe.read(recipe_file, (f'data.source="{tmp_path / source}"', f'data.held_out=["{name}"]')).data.held_out
+
+    recipe_file = tmp_path / "mine.toml"
+    recipe_file.write_bytes(recipe.path_of("builtin").read_bytes())
+    for name, text in (("names.txt", "a.txt\nb.txt\n"), ("poems/ode.txt", "O wind"), ("poems/names.txt", "Ada")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert held_out("poems", "names.txt") == ("a.txt", "b.txt")
+    assert held_out("poems", "ode.txt") == ("ode.txt",)
+    assert held_out(".", "names.txt") == ("names.txt",)  # lies beside the recipe, as a document of its source
+
+
 SIZES = """
 name = "family"
 [model]

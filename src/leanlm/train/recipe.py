@@ -38,8 +38,8 @@ class Data:
     """One of: `sources`, folders of token shards with their weights; `source`, text that the run tokenises itself
     ("python-library", a file or a folder); `chat`, a file of JSON lines of messages.
 
-    Validated is on `held`, a folder of shards, or on the documents of `source` that `held_out` names (names, or one name of a
-    text file listing them). `suffix` and `vocab_size` (of the BPE trained on the text) belong to `source`.
+    Validated is on `held`, a folder of shards, or on the documents of `source` that `held_out` names (names, or the one of a
+    .txt beside the recipe that lists them). `suffix` and `vocab_size` (of the BPE trained on the text) belong to `source`.
     """
 
     sources: dict = field(default_factory=dict)
@@ -198,7 +198,8 @@ def read(path: Path, overrides: tuple[str, ...] = (), size: str = "") -> Recipe:
     if isinstance(model, dict) and "from" in model:
         model["from_"] = model.pop("from")  # a word that Python keeps for itself
     recipe = of(raw, path.stem)
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=_names(recipe.data.held_out, path)))
+    names = _names(recipe.data.held_out, recipe.data.source, path)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, held_out=names))
 
 
 def of(raw: dict, name: str) -> Recipe:
@@ -344,13 +345,11 @@ def _is_change(change: Change) -> bool:
     return all(rates) and (change.lr, change.weight_decay) != (None, None)
 
 
-def _names(held_out: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    """Held-out names; a single name ending in .txt is a list beside the recipe."""
-    if len(held_out) != 1 or not held_out[0].endswith(".txt"):
+def _names(held_out: tuple[str, ...], source: str, path: Path) -> tuple[str, ...]:
+    """Held-out names, read from the list beside the recipe where the only one ends in .txt and names that, not a document."""
+    listed = path.parent / held_out[0] if len(held_out) == 1 and held_out[0].endswith(".txt") else None
+    if listed is None or not listed.is_file() or listed.resolve() == (Path(source) / held_out[0]).resolve():
         return held_out
-    listed = path.parent / held_out[0]
-    if not listed.is_file():
-        raise NotFound(f"{listed}: the list of held-out files named by data.held_out is missing")
     return tuple(listed.read_text(encoding="utf-8").split())
 
 
