@@ -21,7 +21,7 @@ def test_a_plan_as_text_and_json(capsys):
     flags = ("train", "avengers-llama3-1.8b", "--plan", "--on", "h100", "--processes", "192", "--set", "schedule.micro=1")
     text, _ = printed(capsys, *flags)
     told = json.loads(printed(capsys, *flags, "--json")[0])
-    assert "192 x H100, hsdp" in text and "assuming 35%" in text
+    assert "192 x H100, hsdp" in text and "assuming 35%" in text and "MFU" not in text
     assert told["parameters"] == 1_884_377_088 or f"{told['parameters'] / 1e9:.3f}" == "1.884"
     assert told["bytes"]["total"] == sum(v for k, v in told["bytes"].items() if k != "total")
     assert told["tokens"] == 33_000 * 768 * 4096 and told["passes_per_step"] == 4

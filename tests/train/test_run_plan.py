@@ -29,6 +29,8 @@ def test_recomputing_costs_time_and_saves_memory():
     kept, again = (make(read("rene", "schedule.micro=2", f"compute.checkpoint_blocks={s}"), cluster) for s in (0.0, 1.0))
     assert again.footprint.activations < kept.footprint.activations / 3
     assert 1.1 < again.seconds / kept.seconds < 4 / 3
+    assert kept.useful == kept.utilisation
+    assert again.useful == pytest.approx(kept.utilisation * kept.seconds / again.seconds)  # equal work, in more time
 
 
 @pytest.mark.parametrize(

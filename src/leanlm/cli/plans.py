@@ -26,6 +26,7 @@ def as_dict(plan) -> dict:
         "recomputed_flops_per_token": plan.recomputed,
         "teacher_flops_per_token": plan.teaching,
         "assumed_utilisation": plan.utilisation,
+        "useful_utilisation": plan.useful,
         "tokens_per_second": plan.tokens_per_second,
         "seconds": plan.seconds,
         "warnings": list(plan.warnings),
@@ -65,4 +66,6 @@ def arithmetic(plan) -> str:
 def speed(plan) -> str:
     dtype = plan.recipe.compute.dtype
     peak = plan.cluster.device.peak(dtype)
-    return f"{count(plan.tokens_per_second)} tokens/s, assuming {plan.utilisation:.0%} of {peak / 1e12:.4g} TFLOP/s ({dtype})"
+    useful = f"; MFU {plan.useful:.0%}, of what the model itself needs" if plan.spent > plan.flops else ""
+    assumed = f"assuming {plan.utilisation:.0%} of {peak / 1e12:.4g} TFLOP/s ({dtype})"
+    return f"{count(plan.tokens_per_second)} tokens/s, {assumed}{useful}"

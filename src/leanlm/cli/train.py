@@ -35,7 +35,7 @@ class Command:
     per_node: int = 8
     """For --plan: processes of a machine."""
     mfu: float | None = None
-    """For --plan: the share of the device's peak to assume."""
+    """For --plan: the share of the device's peak to assume, recomputed blocks counted."""
     find_lr: bool = False
     """Train nothing; try rising learning rates on the fresh model for a few steps and name one to begin with."""
     json: bool = False

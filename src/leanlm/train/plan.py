@@ -1,7 +1,8 @@
 """What a recipe will take, before anything is launched: bytes per process, arithmetic, speed and days; and what will not fit.
 
-Speed is an assumption, said in the plan: a share of the device's peak (the utilisation), the same for every process. What
-processes tell each other is not modelled; published runs show what it leaves (see UTILISATION).
+Speed is an assumption, said in the plan: a share of the device's peak (the utilisation, of all arithmetic, that of recomputed
+blocks too), the same for every process. What processes tell each other is not modelled; published runs show what it leaves (see
+UTILISATION).
 """
 
 import dataclasses
@@ -62,10 +63,20 @@ class Plan:
         return self.recipe.steps * self.recipe.schedule.batch * self.recipe.data.length
 
     @property
+    def spent(self) -> float:
+        """FLOPs of a token, all of them."""
+        return self.flops + self.recomputed + self.teaching
+
+    @property
     def tokens_per_second(self) -> float:
         """Of all processes together."""
         peak = self.cluster.device.peak(self.recipe.compute.dtype) * self.cluster.processes
-        return self.utilisation * peak / (self.flops + self.recomputed + self.teaching)
+        return self.utilisation * peak / self.spent
+
+    @property
+    def useful(self) -> float:
+        """The share of the peak without what is computed again or by a teacher: what the run's own utilisation (MFU) will be."""
+        return self.utilisation * self.flops / self.spent
 
     @property
     def seconds(self) -> float:
