@@ -39,8 +39,7 @@ class Corpus:
         """These settings, with the shards in the place of their text where it is this one."""
         if data.source != self.source:
             return data
-        held = str(self.held) if self.held.is_dir() else ""
-        return replace(data, source="", held_out=(), sources={str(self.learned): 1.0}, held=held)
+        return data.of_shards(self.learned, self.held if self.held.is_dir() else "")
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class Data:
     length: int = 512  # tokens per window
     damaged: Literal["refuse", "skip"] = "refuse"  # shards
 
-    def of_shards(self, learned: Path, held: Path) -> "Data":
-        """These settings, with shards in the place of their text."""
+    def of_shards(self, learned: Path, held: Path | str) -> "Data":
+        """These settings, with shards in the place of their text, and of what is held out, if anything is."""
         return dataclasses.replace(self, source="", held_out=(), sources={str(learned): 1.0}, held=str(held))
 
 
