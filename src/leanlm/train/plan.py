@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def useful(self) -> float:
-        """The share of the peak without what is computed again or by a teacher: what the run's own utilisation (MFU) will be."""
+        """The share of the peak without what is computed again, or by a teacher: the utilisation (MFU) that a run tells."""
         return self.utilisation * self.flops / self.spent
 
     @property
