@@ -28,7 +28,7 @@ def test_a_plan_as_text_and_json(capsys):
 
 
 def test_a_plan_warns_and_still_succeeds(capsys):
-    _, said = printed(capsys, "train", "mamba-7b", "--plan", "--on", "v100", "--processes", "3")
+    _, said = printed(capsys, "train", "trilm-laptop", "--size", "0.6m", "--plan", "--on", "v100", "--processes", "3")
     assert "warning: " in said and "schedule.batch=" in said
 
 

@@ -1,12 +1,11 @@
 """A distillation over several processes: the same losses as on one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import process_groups
 from leanlm.distill import sequence
 from leanlm.train import recipe as recipes
 from tiny_distillations import student_file
@@ -27,8 +26,7 @@ def test_two_processes_do_what_one_does(teacher, tmp_path):
     path = student_file(tmp_path, teacher)
     sequence.distil(recipes.read(path, (KEPT,)), tmp_path / "one")
     assert len(list((tmp_path / "one").glob("4-kept/kept-logits/rows-*"))) % 2
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "leanlm"]
-    argv = [*run, "distill", str(path), "--out", str(tmp_path / "two"), "--set", "compute.strategy=fsdp", "--set", KEPT]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = ("--set", "compute.strategy=fsdp", "--set", KEPT)
+    done = process_groups.run(2, "distill", path, "--out", tmp_path / "two", *settings)
+    assert done.codes == [0, 0], done.err[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Many processes, by torchrun on the CPU: they train as one does, hand runs on to each other, and stop together."""
+"""Many processes on the CPU: they train as one does, hand runs on to each other, and stop together."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import process_groups
 from leanlm.checkpoint.load import load_module
 from leanlm.errors import UsageError
 from leanlm.model.packed import TernaryWeight
@@ -23,14 +24,9 @@ from leanlm.train.recipe import Compute
 CONSTANT = ("schedule.shape=constant", "schedule.warmup=0", "optimiser.lr=3e-3", "keep.validate=3", "keep.checkpoint=1")
 
 
-def command(processes: int, recipe: Path, folder: Path, *overrides: str) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def command(recipe: Path, folder: Path, *overrides: str) -> list[str]:
     sets = [word for override in overrides for word in ("--set", override)]
-    return [sys.executable, *launcher, "-m", "leanlm", "train", str(recipe), "--out", str(folder), *sets]
-
-
-def launch(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    return ["train", str(recipe), "--out", str(folder), *sets]
 
 
 def agree(ours: dict, theirs: dict) -> None:
@@ -49,8 +45,9 @@ def test_a_run_goes_on_in_another_number_of_processes(recipe_file, tmp_path, ste
     wanted = steps(tmp_path / "alone")
 
     def go_on(folder, processes, last, *overrides):
-        done = launch(processes, recipe_file, tmp_path / folder, *CONSTANT, f"schedule.steps={last}", *overrides)
-        assert done.returncode == 0, done.stderr[-3000:]
+        words = command(recipe_file, tmp_path / folder, *CONSTANT, f"schedule.steps={last}", *overrides)
+        done = process_groups.run(processes, *words)
+        assert done.codes == [0] * processes, done.err[-3000:]
         got = steps(tmp_path / folder)
         assert list(got) == list(range(1, last + 1))
         agree(got, wanted)
@@ -68,12 +65,11 @@ def test_a_run_goes_on_in_another_number_of_processes(recipe_file, tmp_path, ste
 
 @pytest.mark.slow
 def test_one_process_that_is_asked_to_stop_stops_all(recipe_file, tmp_path, steps):
+    """Started by torchrun itself."""
     folder = tmp_path / "run"
-    running = subprocess.Popen(
-        command(2, recipe_file, folder, "schedule.steps=100000", "keep.checkpoint=100000", "keep.validate=100000"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "leanlm"]
+    words = command(recipe_file, folder, "schedule.steps=100000", "keep.checkpoint=100000", "keep.validate=100000")
+    running = subprocess.Popen([*torchrun, *words], stderr=subprocess.PIPE, text=True)
     try:
         while running.poll() is None and not (folder / "log.jsonl").exists():
             time.sleep(0.05)
@@ -90,8 +86,9 @@ def test_one_process_that_is_asked_to_stop_stops_all(recipe_file, tmp_path, step
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(recipe_file, tmp_path):
-    done = launch(3, recipe_file, tmp_path / "run")
-    assert "error: schedule.batch: 4 windows cannot be divided among 3 processes" in done.stderr
+    done = process_groups.run(3, *command(recipe_file, tmp_path / "run"))
+    assert done.codes == [2, 2, 2]
+    assert "error: schedule.batch: 4 windows cannot be divided among 3 processes" in done.err
 
 
 def test_layers_computed_again_are_those_of_fms_fsdp():
@@ -127,8 +124,8 @@ def test_sharded_latents_are_gathered_and_packed(recipe_file, tmp_path, steps):
     """Losses may part a little: a latent that rounds the other way makes a difference that floats do not know."""
     settings = (*CONSTANT, "schedule.steps=4", "model.weights=ternary")
     train(recipes.read(recipe_file, settings), tmp_path / "alone")
-    done = launch(2, recipe_file, tmp_path / "two", *settings, "compute.strategy=fsdp")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = process_groups.run(2, *command(recipe_file, tmp_path / "two", *settings, "compute.strategy=fsdp"))
+    assert done.codes == [0, 0], done.err[-3000:]
     wanted = steps(tmp_path / "alone")
     for step, record in steps(tmp_path / "two").items():
         assert record["loss"] == pytest.approx(wanted[step]["loss"], rel=1e-3 if step > 1 else 1e-5)

@@ -58,7 +58,7 @@ def test_what_cannot_fit_is_said_and_not_refused():
 
 
 def test_batches_that_do_not_divide_are_told():
-    made = make(read("rene"), Cluster(hardware.named("h100"), 24, 8))
+    made = make(read("rene", "schedule.micro=2"), Cluster(hardware.named("h100"), 24, 8))
     (warning,) = [w for w in made.warnings if "divided" in w]
     nearest = int(warning.rpartition("=")[2])
     assert nearest % 24 == 0 and abs(nearest - 512) <= 12
