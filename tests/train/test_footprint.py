@@ -83,6 +83,14 @@ def test_a_sublayers_input_is_what_recomputing_keeps():
     assert (all_kept, kept, passing) == (4 * part.kept, 4 * part.input, part.kept + part.passing)
 
 
+def test_what_passes_in_a_long_scan_is_never_less_than_nothing(monkeypatch):
+    """The more tokens, the more is freed before the most is held."""
+    monkeypatch.setattr(footprint, "_observed", lambda config, mixer, windows, tokens, *_: (10 * tokens, 1000 - tokens))
+    config = config_of("mamba1")
+    found = footprint.of_sublayer(config, config.sublayers[0], 2, 4096, "float32")
+    assert (found.kept, found.passing) == (10 * 2 * 4096, 0)
+
+
 def test_activations_grow_with_windows():
     config = config_of("llama")
     (one, _), (four, _) = (footprint.of_layers(config, windows, 128, Compute()) for windows in (1, 4))

@@ -31,7 +31,7 @@ from leanlm.train.recipe import Compute
 
 MASTER = 4  # bytes of a weight, of its gradient and of each of the optimiser's two moments: all float32
 GATHERED = 3  # layers' worth whole at a time where processes share a copy: weights of the one at work and the next, a gradient
-FEW = 64  # tokens that a long program is observed on, and twice as many
+FEW = 32  # tokens that a long program is observed on, and twice as many
 CPU = torch.device("cpu")  # what the fake tensors pretend to lie on
 
 
@@ -115,7 +115,7 @@ def of_sublayer(config: ModelConfig, mixer: Mixer, windows: int, length: int, dt
     tokens = windows * length
     if isinstance(mixer, Mamba1) and tokens > 2 * FEW:
         few, more = (_observed(config, mixer, 1, n, dtype, scales) for n in (FEW, 2 * FEW))
-        found = [round(first + (second - first) * (tokens - FEW) / FEW) for first, second in zip(few, more)]
+        found = [max(0, round(first + (second - first) * (tokens - FEW) / FEW)) for first, second in zip(few, more)]
     else:
         found = _observed(config, mixer, windows, length, dtype, scales)
     return Activations(tokens * config.d_model * MASTER, *found)
