@@ -1,10 +1,9 @@
 """Charts of a run, drawn from its log: loss.svg and schedule.svg in the run's folder."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from leanlm.checkpoint.aside import replacing
+from leanlm.train import log
 from leanlm.train.chart import Series, svg
 
 SMOOTH = 0.95  # of the running mean of the loss
@@ -20,18 +19,8 @@ def draw(folder: Path) -> None:
 
 def records(folder: Path) -> list[dict]:
     """What the log says of each step, in order; of a step done again after a resume, what was said last."""
-    log = folder / "log.jsonl"
-    return [record for _, record in sorted({r["step"]: r for r in _lines(log)}.items())] if log.is_file() else []
-
-
-def _lines(log: Path) -> Iterator[dict]:
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line that a killed process left half-written
-            continue
-        if "loss" in record:
-            yield record
+    last = {record["step"]: record for record in log.records(folder) if "loss" in record}
+    return [last[step] for step in sorted(last)]
 
 
 def loss(steps: list[dict]) -> str:
