@@ -12,7 +12,7 @@ from leanlm.cli.main import main
 from leanlm.errors import UsageError
 from leanlm.evaluate import suites, text
 from leanlm.evaluate.items import Item
-from leanlm.model.config import Attention, GatedMLP, ModelConfig, Rope
+from leanlm.model.config import Attention, GatedMLP, Mamba2, ModelConfig, Rope
 from leanlm.study import comparison
 from leanlm.study.comparison import Measures, Subject, compare, metrics, parse
 
@@ -149,3 +149,10 @@ def test_state_bytes_end_at_the_context_of_full_attention():
     config = ModelConfig(16, 50, ((Attention(2, 2, 8, rope=Rope(8)), GatedMLP(24)),), context_length=1024)
     told = comparison.state_bytes(Model(build(config), "hf_llama"))
     assert list(told) == ["256", "1024"] and told["1024"] > 3 * told["256"]
+
+
+def test_whether_a_state_has_a_precision():
+    attention = Attention(2, 2, 8, rope=Rope(8)), GatedMLP(24)
+    for layers, expected in (((attention,), False), ((attention, (Mamba2(32, 8, 8),)), True)):
+        config = ModelConfig(16, 50, layers, context_length=64)
+        assert comparison.recurrent(Model(build(config), "hf_llama").keep_states("int8")) == expected

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from leanlm.study.comparison_charts import figures
-from leanlm.study.page import page
+from leanlm.study.page import cells, page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "br"}
@@ -62,6 +62,16 @@ ROWS = [
     row(None, 10e6, 1.2, "int8"),
 ]
 HTML = page("Quality & bits", ROWS, ["made by <hand>"])
+
+
+def test_states_that_a_model_has_not_are_marked():
+    """Its rows are equal whatever the state's precision, and no point of the figure about that."""
+    alike = [row(None, 10e6, 1.2) | {"recurrent": False}, row(None, 10e6, 1.2, "int8") | {"recurrent": False}]
+    names = dict(cells([*ROWS, *alike]))["model"]
+    assert names[-1] == "a <model>, state int8 (has no recurrent state)" and "(" not in "".join(names[:-1])
+    title = "What a bit of state buys"
+    assert [figure.title for figure in figures(ROWS)].count(title) == 1
+    assert title not in [figure.title for figure in figures(alike)]
 
 
 class Balance(HTMLParser):

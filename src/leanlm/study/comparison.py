@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from leanlm.api import Model, load
 from leanlm.bench import speed
 from leanlm.checkpoint import locate
@@ -109,6 +111,7 @@ def row(subject: Subject, measures: Measures, folder: Path, tell: Tell) -> dict:
         "weight_bytes": sum(weight.nbytes for weight in model.module.weights().values()),
         "matrix_bits": matrix_bits(model),
         "state_bytes": state_bytes(model),
+        "recurrent": recurrent(model),
         **quality(model, measures, folder, tell),
     }
     if measures.turns:
@@ -166,6 +169,12 @@ def state_bytes(model: Model) -> dict[str, int]:
     """By tokens of text: what a state of exactly that room takes."""
     limits = [n for n in TEXTS if model.config.bounded or n <= (model.config.context_length or n)]
     return {str(n): model.module.new_state(1, n).nbytes for n in limits}
+
+
+def recurrent(model: Model) -> bool:
+    """Whether the precision of recurrent states is that of anything: attention alone has keys and values instead."""
+    sizes = {model.module.new_state(1, 1, dtype, torch.float32, "meta").nbytes for dtype in (torch.float32, torch.int8)}
+    return len(sizes) > 1
 
 
 def harness_tasks(model: Model, measures: Measures, folder: Path) -> dict:
