@@ -29,11 +29,23 @@ def test_the_table(rene, capsys):
     assert [row.split()[:3] for row in rows] == [["copy", "12", "1"], ["copy", "12", "2"]]
 
 
+def test_a_format_behind_the_name(rene, capsys):
+    """Is that of --format, for this model alone."""
+    flags = ("--distances", "12", "--loads", "1", "--items", "2", "--kind", "copy", "--json")
+    assert main(["recall", str(rene), f"{rene}@int3-channel", *flags]) == 0
+    plain, behind = json.loads(capsys.readouterr().out)
+    assert main(["recall", str(rene), "--format", "int3-channel", *flags]) == 0
+    (flagged,) = json.loads(capsys.readouterr().out)
+    assert behind["model"] == f"{rene}@int3-channel"
+    assert plain["points"] != behind["points"] == flagged["points"]
+
+
 def test_refusals(rene, tmp_path, capsys):
     bare = copy_case("rene/gqa_groups", tmp_path / "bare", text=False)
     for model, flags, message in (
         (rene, ("--distances", "5", "--kind", "copy"), "distance 5: what is told and asked for takes 9 tokens"),
         (rene, ("--kind", "copies"), "invalid choice 'copies'"),
+        (f"{rene}@int5", (), "5 bits"),
         (bare, (), "a needle is text, and this model has no tokenizer: give --tokenizer, or measure copy and pairs alone"),
     ):
         assert main(["recall", str(model), *flags]) == 2

@@ -23,7 +23,7 @@ class Command:
     told."""
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders, names from `leanlm list`, or hub ids; --model where none is given."""
+    """Folders, names from `leanlm list`, hub ids; each may have a format: builtin-float@int4; --model where none is given."""
     kind: tuple[Literal["copy", "needle", "pairs"], ...] = ("copy", "needle", "pairs")
     """What is measured."""
     distances: tuple[int, ...] = (64, 256, 1024)
@@ -56,8 +56,10 @@ def measured(command: Command, name: str) -> Iterator[dict]:
     """The points of one model, kind by kind."""
     from leanlm import runtime
     from leanlm.evaluate import recall
+    from leanlm.study import comparison
 
-    model = options.load(dataclasses.replace(command.source, model=name))
+    plain, held = comparison.parse(name)
+    model = options.load(dataclasses.replace(command.source, model=plain, format=held or command.source.format))
     asked = command.distances, command.loads, command.items
     for kind in command.kind:
         recall.check(model, kind, *asked)
