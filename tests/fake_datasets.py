@@ -1,6 +1,10 @@
 """The data sets of the printed evaluation commands in small: a made-up row each, some times over."""
 
+from functools import cache
+from pathlib import Path
+
 import datasets
+import lm_eval.tasks
 from lm_eval.tasks._index import TaskIndex
 
 LETTERS = {"label": ["A", "B", "C", "D"], "text": ["water", "stone", "bread", "light"]}
@@ -68,21 +72,27 @@ SUBJECT = {"question": "What is wet?", "choices": LETTERS["text"], "answer": 0} 
 SPLITS = {"train": 6, "validation": 1, "test": 1, "dev": 6}  # rows of each: five examples and one, or a question
 
 
-INDICES: dict = {}
+OWN_TASKS = Path(lm_eval.tasks.__file__).parent
+read_tasks = TaskIndex.build
+read_once = cache(read_tasks)
 
 
 def patch(monkeypatch) -> None:
-    """The harness reads these data sets, and its folders of tasks once, which takes as long as a test."""
-    build = TaskIndex.build
-
-    def remembered(paths, **options):
-        key = tuple(map(str, paths))
-        if key not in INDICES:
-            INDICES[key] = build(paths, **options)
-        return dict(INDICES[key])
-
-    monkeypatch.setattr(TaskIndex, "build", staticmethod(remembered))
+    """The harness reads these data sets."""
+    remember_tasks(monkeypatch)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def remember_tasks(monkeypatch) -> None:
+    """The harness reads its own folder of tasks once, which takes longer than most tests."""
+
+    def index(paths):
+        found = {}
+        for path in paths:
+            found |= read_once((path,)) if path == OWN_TASKS else read_tasks((path,))
+        return found
+
+    monkeypatch.setattr(TaskIndex, "build", staticmethod(index))
 
 
 def load_dataset(path: str, name: str | None = None, **_) -> datasets.DatasetDict:

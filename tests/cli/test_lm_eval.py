@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason='the harness is not installed: pip install -c constraints.txt ".[eval]"')
 
+import fake_datasets
 from leanlm.cli.main import main
 
 TASK = """
@@ -27,6 +28,7 @@ metric_list:
 
 @pytest.fixture
 def task(tmp_path, monkeypatch):
+    fake_datasets.remember_tasks(monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
