@@ -24,7 +24,7 @@ from leanlm.data.batches import IGNORED, Batch
 from leanlm.data.feed import feed
 from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.model.config import from_dict
-from leanlm.train import checkpoints, loop, start
+from leanlm.train import checkpoints, log, loop, start
 from leanlm.train import optimiser as optimisers
 from leanlm.train import origin as origins
 from leanlm.train import recipe as recipes
@@ -123,6 +123,8 @@ def test_without_its_newest_checkpoint_a_run_comes_to_the_same_end(recipe, tmp_p
     train(recipe, tmp_path / "cut", lambda told: notes.append(told.note))
     assert says <= set(notes)
     assert same_end(tmp_path / "whole", tmp_path / "cut", steps, weights)
+    told = [record["step"] for record in log.records(tmp_path / "cut") if "loss" in record]
+    assert told == list(range(1, recipe.steps + 1))
 
 
 def test_a_run_stops_when_its_time_is_up(recipe, tmp_path, steps, weights):

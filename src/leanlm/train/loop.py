@@ -16,7 +16,7 @@ from leanlm.data.feed import feed
 from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, UsageError
 from leanlm.evaluate.loss import Loss
 from leanlm.model.language_model import LanguageModel
-from leanlm.train import checkpoints, parallel, run, schedule, watch
+from leanlm.train import checkpoints, log, parallel, run, schedule, watch
 from leanlm.train import optimiser as optimisers
 from leanlm.train.checkpoints import Progress, Saver
 from leanlm.train.finish import finish
@@ -77,6 +77,7 @@ def train(
                 raise UsageError(f"{folder}: is at step {progress.step} already, beyond the {recipe.steps} of this recipe")
         elif origin.memory is not None:
             checkpoints.restore(origin.memory, module, optimiser, processes)
+        processes.together(lambda: log.forget_after(folder, progress.step) if processes.leader else None)
         batches = feed(material.rows, progress.position, batch_size, processes.rank, processes.size)
         watching = watch.watching(recipe, folder, origin, processes, report)
         with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:
