@@ -5,8 +5,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from dataclasses import replace
@@ -18,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import forked
 import leanlm
 import tiny_runs
 from leanlm.data.batches import IGNORED, Batch
@@ -88,16 +87,16 @@ def test_a_stopped_run_resumes_to_the_same_bits(recipe, tmp_path, steps, weights
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(recipe_file, recipe, tmp_path, steps, weights):
-    command = [sys.executable, "-m", "leanlm", "train", str(recipe_file), "--out", str(tmp_path / "cut")]
-    command += ["--set", "keep.checkpoint=1", "--set", "threads=1"]
+    once = ["--set", "threads=1"]
+    often = ["train", recipe_file, "--out", tmp_path / "cut", *once, "--set", "keep.checkpoint=1"]
     for least in (1, 4, 8):
-        running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while running.poll() is None and not any(int(name[5:]) >= least for name in names(tmp_path / "cut")):
-            time.sleep(0.001)
+        running = forked.start(*often)
+        while running.is_alive() and not any(int(name[5:]) >= least for name in names(tmp_path / "cut")):
+            time.sleep(0.01)
         running.kill()
-        running.wait()
-    assert subprocess.run(command, capture_output=True).returncode == 0
-    assert subprocess.run([*command[:6], str(tmp_path / "whole"), "--set", "threads=1"], capture_output=True).returncode == 0
+        running.join()
+    assert forked.run(1, *often).codes == [0]
+    assert forked.run(1, "train", recipe_file, "--out", tmp_path / "whole", *once).codes == [0]
     assert same_end(tmp_path / "whole", tmp_path / "cut", steps, weights)
 
 
@@ -165,20 +164,16 @@ def test_a_second_interrupt_does_not_wait(recipe, tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_costs_one_line(recipe_file, tmp_path):
     """Files may not grow beyond a size, which the log and small files keep to and a checkpoint does not."""
-    command = [sys.executable, "-m", "leanlm", "train", str(recipe_file), "--out", str(tmp_path / "run")]
-    assert subprocess.run([*command, "--set", "schedule.steps=5"], capture_output=True).returncode == 0
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 1 and len(errors) == 1 and "Traceback" not in done.stderr
+    command = ["train", recipe_file, "--out", tmp_path / "run"]
+    assert forked.run(1, *command, "--set", "schedule.steps=5").codes == [0]
+    done = forked.run(1, *command, file_bytes=100_000)
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert done.codes == [1] and len(errors) == 1 and "Traceback" not in done.err
     reason = r"(File too large|torch could not write all of it; is the disk full\?)"
     assert re.search(rf"step-000000\d\d: cannot write \({reason}\); older checkpoints are as they were", errors[0])
     assert names(tmp_path / "run") == ["step-00000005"] and not checkpoints.damage(tmp_path / "run" / "step-00000005")
     assert not list((tmp_path / "run").glob("*.partial"))
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert forked.run(1, *command).codes == [0]
 
 
 def test_another_recipe_does_not_continue_a_run(recipe, tmp_path):
@@ -330,11 +325,10 @@ def test_two_runs_in_one_folder(recipe_file, recipe, tmp_path):
 
     def second(told):
         if told.step == 3 and told.loss is not None:
-            command = [sys.executable, "-m", "leanlm", "train", str(recipe_file), "--out", str(tmp_path / "run")]
-            refused.append(subprocess.run(command, capture_output=True, text=True))
+            refused.append(forked.run(1, "train", recipe_file, "--out", tmp_path / "run"))
 
     train(recipe, tmp_path / "run", second)
-    assert refused[0].returncode == 2 and f"a run is at work here (process {os.getpid()} on" in refused[0].stderr
+    assert refused[0].codes == [2] and f"a run is at work here (process {os.getpid()} on" in refused[0].err
     assert (tmp_path / "run" / "model").is_dir()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import process_groups
+import forked
 from leanlm.checkpoint.load import load_module
 from leanlm.errors import UsageError
 from leanlm.model.packed import TernaryWeight
@@ -46,7 +46,7 @@ def test_a_run_goes_on_in_another_number_of_processes(recipe_file, tmp_path, ste
 
     def go_on(folder, processes, last, *overrides):
         words = command(recipe_file, tmp_path / folder, *CONSTANT, f"schedule.steps={last}", *overrides)
-        done = process_groups.run(processes, *words)
+        done = forked.run(processes, *words)
         assert done.codes == [0] * processes, done.err[-3000:]
         got = steps(tmp_path / folder)
         assert list(got) == list(range(1, last + 1))
@@ -86,7 +86,7 @@ def test_one_process_that_is_asked_to_stop_stops_all(recipe_file, tmp_path, step
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(recipe_file, tmp_path):
-    done = process_groups.run(3, *command(recipe_file, tmp_path / "run"))
+    done = forked.run(3, *command(recipe_file, tmp_path / "run"))
     assert done.codes == [2, 2, 2]
     assert "error: schedule.batch: 4 windows cannot be divided among 3 processes" in done.err
 
@@ -124,7 +124,7 @@ def test_sharded_latents_are_gathered_and_packed(recipe_file, tmp_path, steps):
     """Losses may part a little: a latent that rounds the other way makes a difference that floats do not know."""
     settings = (*CONSTANT, "schedule.steps=4", "model.weights=ternary")
     train(recipes.read(recipe_file, settings), tmp_path / "alone")
-    done = process_groups.run(2, *command(recipe_file, tmp_path / "two", *settings, "compute.strategy=fsdp"))
+    done = forked.run(2, *command(recipe_file, tmp_path / "two", *settings, "compute.strategy=fsdp"))
     assert done.codes == [0, 0], done.err[-3000:]
     wanted = steps(tmp_path / "alone")
     for step, record in steps(tmp_path / "two").items():

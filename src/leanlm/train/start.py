@@ -107,9 +107,9 @@ def _own_shards(recipe: Recipe, folder: Path, given: Tokenizer | None, note: Not
                 meant = tokenizer.eos_id, tokenizer.vocab_size, fingerprint(tokenizer.core)
                 write_shards(target, (d.text for d in texts), encode, *meant)
     tokenizer = Tokenizer.from_folder(folder)
-    rows = Mixture([Windows(Shards(data), recipe.data.length, recipe.seed)])
+    rows = Mixture([Windows(Shards(data, checksums=True), recipe.data.length, recipe.seed)])
     rows.check_tokenizer(fingerprint(tokenizer.core), tokenizer.vocab_size)
-    return Material(rows, Shards(held) if held.is_dir() else None, tokenizer)
+    return Material(rows, Shards(held, checksums=True) if held.is_dir() else None, tokenizer)
 
 
 def _trained(recipe: Recipe, texts: list[str]) -> Tokenizer:
