@@ -24,6 +24,8 @@ def test_two_processes_do_what_one_does(teacher, tmp_path):
     """Both models sharded, layer by layer: also where the loss is that of matrices, which no forward pass of a layer gives, and
     where the teacher's logits are kept in an odd number of files."""
     path = student_file(tmp_path, teacher)
+    sequence.distil(recipes.read(path, (KEPT,)), tmp_path / "one")
+    assert len(list((tmp_path / "one").glob("4-kept/kept-logits/rows-*"))) % 2
     settings = ("--set", "compute.strategy=fsdp", "--set", KEPT)
     done = forked.run(2, "distill", path, "--out", tmp_path / "two", *settings)
     assert done.codes == [0, 0], done.err[-3000:]

@@ -99,3 +99,15 @@ def test_damaged_shards_are_named_and_left_out_only_when_asked(shards, tmp_path)
     with pytest.raises(CheckpointError, match="none of its shards"):  # it was the only one
         train(changed(shards, "data", damaged="skip"), tmp_path / "run", lambda told: notes.append(told.note))
     assert Shards(tmp_path / "f0").tokens
+
+
+@pytest.mark.parametrize("name", ["data", "held"])
+def test_a_runs_own_shards_are_what_it_made(recipe, tmp_path, name):
+    """To the byte: a run that goes on with others would not be the same run."""
+    train(changed(recipe, "schedule", steps=1), tmp_path / "run")
+    (shard,) = (path for path in (tmp_path / "run" / name).iterdir() if path.suffix == ".bin")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match=shard.name):
+        train(changed(recipe, "schedule", steps=2), tmp_path / "run")
