@@ -6,11 +6,14 @@ import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hybrid_models import ONE_OF_EACH, alone, build, text
 from leanlm.model.config import Attention, Mamba2, ModelConfig, Rope, Telescoping
+from leanlm.model.language_model import LanguageModel
 from leanlm.runtime import cuda_graph
-from leanlm.runtime.cuda_graph import CudaGraphRuntime
+from leanlm.runtime.cuda_graph import Binding, CudaGraphRuntime
 
 CARD = torch.cuda.is_available()
 DEVICE = "cuda" if CARD else "cpu"
@@ -253,6 +256,32 @@ def test_weights_moved_beneath_are_noticed_with_the_next_prompt(captures):
     module.norm.weight.data = torch.randn_like(module.norm.weight)
     follow(module, run, capacity=40)
     assert len(captures) == 2
+
+
+class Devices(TorchDispatchMode):
+    """On which devices the operands of operations lie."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.found |= {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
+        return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", CAPTURED.values(), ids=CAPTURED)
+def test_a_step_asks_the_cpu_for_nothing_and_tells_it_nothing(mixer, monkeypatch):
+    """What a capture refuses, shown without a card: torch's meta device has no numbers to be waited for."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
+    with torch.device("meta"):
+        module = LanguageModel(alone(mixer))
+    binding = Binding(module, module.new_state(2, 40, device="meta"))
+    with Devices() as devices:
+        binding.step(module, 40)
+    assert devices.found == {"meta"}
 
 
 class FailingGraph:

@@ -171,8 +171,8 @@ class CudaGraphRuntime:
         return module(tokens, state, last_only=last_only)
 
     def _binding(self, module: LanguageModel, state: State) -> Binding | None:
-        """What the state lives in, from now on where its shapes are those of the last one; None for a state of new shapes, which
-        has one with the next token."""
+        """What the state lives in, from now on where its shapes are those of the last one; None for a state of other shapes,
+        which has one with the next token."""
         if self.weights is None or not self.weights.same(self.closely):
             self.weights, self.kept = Placement(module), None
             self.bound.clear()
