@@ -106,3 +106,12 @@ def test_a_card_that_is_too_old_is_named(triton_launch, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
     with pytest.warns(UserWarning, match=r"Tesla T4 has compute capability 7\.5 and the kernels need 8\.0"):
         assert dispatch.explain("ssd", "cuda")[0] == "eager"
+
+
+def test_what_is_slower_than_it_should_be_is_told_with_its_reason(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: True)
+    assert dispatch.fallbacks("cuda") == {}
+    monkeypatch.setitem(triton_launch.BROKEN, "ssd", "PTXASError: no such instruction")
+    assert dispatch.fallbacks("cuda") == {"ssd": "PTXASError: no such instruction"}
+    monkeypatch.setitem(dispatch.TABLE, ("linear", "cuda"), ("missing_kernels", "eager"))
+    assert dispatch.fallbacks("cuda")["linear"].startswith("not missing_kernels: ")

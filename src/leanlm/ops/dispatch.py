@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -48,6 +49,15 @@ def explain(op: str, device: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Name of the implementation chosen for `op` on `device`, and (name, reason) of those passed over."""
     _, name, refused = choose(op, device, env.IMPL.get())
     return name, refused
+
+
+def fallbacks(device: str) -> dict[str, str]:
+    """The operations that something else than their best implementation for `device` serves, and why; also those whose kernels
+    turned out not to compile."""
+    passed = {op: explain(op, device)[1] for op in OPERATIONS}
+    found = {op: "; ".join(f"not {name}: {reason}" for name, reason in refused) for op, refused in passed.items() if refused}
+    launch = sys.modules.get("leanlm.ops.triton_launch")  # where kernels are used at all
+    return found | (launch.BROKEN if launch else {})
 
 
 @functools.cache

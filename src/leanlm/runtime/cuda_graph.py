@@ -76,7 +76,7 @@ class Binding:
     def __init__(self, module: LanguageModel, state: State):
         self.memories, self.shapes = [_numbers(memory) for memory in state.memories], _shapes(state)
         self.graphs: dict[int, Callable[[], Tensor]] = {}
-        self.refused = False
+        self.refused = ""
         # Of these graphs alone: torch gives up a pool with its last graph. Results are copied before another one is replayed.
         self.pool = torch.cuda.graph_pool_handle() if module.device.type == "cuda" else (0, 0)
         with torch.inference_mode(False):  # written to within and without it
@@ -170,6 +170,11 @@ class CudaGraphRuntime:
                 return binding.read(graph, tokens, state)
         return module(tokens, state, last_only=last_only)
 
+    @property
+    def without_graphs(self) -> str:
+        """Why the last tokens were decoded without graphs; empty where they were not."""
+        return self.refused or next((binding.refused for binding in self.bound.values()), "")
+
     def _binding(self, module: LanguageModel, state: State) -> Binding | None:
         """What the state lives in, from now on where its shapes are those of the last one; None for a state of other shapes,
         which has one with the next token."""
@@ -198,16 +203,12 @@ class CudaGraphRuntime:
             try:
                 binding.graphs[slots] = captured(lambda: binding.step(module, slots), self.stream, binding.pool)
             except torch.OutOfMemoryError:
-                binding.refused = True
-                _say(f"out of memory on {module.device} for a graph of {len(binding.tokens)} texts")
+                binding.refused = f"out of memory on {module.device} for a graph of {len(binding.tokens)} texts"
             except RuntimeError as error:
-                binding.refused, self.refused = True, first_line(error)
-                _say(self.refused)
+                binding.refused = self.refused = first_line(error)
+            if binding.refused:
+                warnings.warn(f"tokens are decoded without CUDA graphs, slower: {binding.refused}", stacklevel=3)
         return None if binding.refused else binding.graphs[slots]
-
-
-def _say(reason: str) -> None:
-    warnings.warn(f"tokens are decoded without CUDA graphs, slower: {reason}", stacklevel=4)
 
 
 def _numbers(memory: Memory | None) -> Memory:
