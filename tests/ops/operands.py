@@ -107,6 +107,15 @@ def causal_attend(draw, dtype):
 
 
 @st.composite
+def packed_attend(draw, dtype):
+    arguments = draw(causal_attend(dtype))
+    B, L = arguments["q"].shape[:2]
+    begins = uniform(draw, B, L) < draw(st.sampled_from((0.0, 0.2)))
+    first = torch.where(begins, torch.arange(L), 0).cummax(1).values
+    return {**arguments, "first": first, "window": draw(st.none() | st.integers(1, L))}
+
+
+@st.composite
 def linear(draw, dtype):
     rows, inside, outside = draw(st.sampled_from((1, 3, 16, 40))), draw(st.integers(1, 33)), draw(st.integers(1, 33))
     return {

@@ -42,8 +42,11 @@ class Attention(nn.Module):
                 self._write(k, v, last, state)
         else:
             first = self._first(last, state, segments)
-            keys, values, at = self._remember(k, v, last, state)
-            y = ops.attend(q, keys, values, first, last, at, self.scale, self.config.window)
+            if state is None:
+                y = ops.packed_attend(q, k, v, first, self.scale, self.config.window)
+            else:
+                keys, values, at = self._remember(k, v, last, state)
+                y = ops.attend(q, keys, values, first, last, at, self.scale, self.config.window)
         if state:
             state["position"] += L
             if segments is not None:
@@ -91,10 +94,8 @@ class Attention(nn.Module):
         before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
         return torch.where(segments != before, last, start).cummax(1).values
 
-    def _remember(self, k: Tensor, v: Tensor, last: Tensor, state: Memory | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _remember(self, k: Tensor, v: Tensor, last: Tensor, state: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write k, v [B, L, H_kv, P] into the memory; returns what the queries may look at and where each key stands."""
-        if state is None:
-            return k, v, last
         L, slots = k.shape[1], state["k"].shape[1]
         used = min(slots, int(state["position"].max()))
         if L == 1 and not k.requires_grad:

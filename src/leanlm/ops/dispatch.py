@@ -29,6 +29,7 @@ OPERATIONS = (
     "selective_scan",
     "attend",
     "causal_attend",
+    "packed_attend",
     "telescope",
     "rms_norm",
     "layer_norm",
@@ -38,6 +39,7 @@ OPERATIONS = (
 # (operation, device type) -> implementations, best first; "*" stands for every device.
 TABLE: dict[tuple[str, str], tuple[str, ...]] = {(op, "*"): ("eager", "reference") for op in OPERATIONS}
 TABLE |= {(op, "cuda"): ("triton", "eager", "reference") for op in KERNELS}
+TABLE["packed_attend", "cuda"] = ("flash", "eager", "reference")
 
 
 def implementation(op: str, device: str) -> Callable:
