@@ -4,7 +4,7 @@
 
 A round times every entry once, in turn: a card's work by its own clock, replayed from a CUDA graph so that launches are no part
 of it; sides that cannot be captured are named in "with_launches". The SSD has the shape of a layer of Mamba-2 1.3B. Peers are
-those that are installed: mamba_ssm's chunked scan, and of flash-linear-attention the simple gated linear attention, the same sum
+those that are installed: mamba_ssm's chunked scan, and flash-linear-attention's simple gated linear attention, the same sum
 with a key and a query for every head. Matrices are as many as leave no cache of use.
 """
 
