@@ -108,6 +108,19 @@ def test_a_card_that_is_too_old_is_named(triton_launch, monkeypatch):
         assert dispatch.explain("ssd", "cuda")[0] == "eager"
 
 
+def test_of_several_cards_the_one_that_is_used_counts(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((7, 5), (9, 0))[number])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: ("Tesla T4", "NVIDIA H100")[number])
+    assert dispatch.explain("ssd", "cuda") == ("triton", ())
+    triton_launch.left_to_torch.cache_clear()
+    with pytest.warns(UserWarning, match=r"no GPU kernels on cuda:0, .* Tesla T4 has compute capability 7\.5") as told:
+        assert all(triton_launch.left_to_torch(torch.device("cuda", 0)) for _ in range(2))
+    assert len(told) == 1 and not triton_launch.left_to_torch(torch.device("cuda", 1))
+    triton_launch.left_to_torch.cache_clear()
+
+
 def test_what_is_slower_than_it_should_be_is_told_with_its_reason(triton_launch, monkeypatch):
     monkeypatch.setattr(triton_launch, "interpreted", lambda: True)
     monkeypatch.setitem(dispatch.TABLE, ("packed_attend", "cuda"), ("eager",))  # its kernel comes with torch
