@@ -1,4 +1,4 @@
-"""What a layer keeps of a token for its backward pass by the GPU kernels, under Triton's interpreter: the formulas of docs/cuda.md."""
+"""What a layer keeps of a token for its backward pass by the GPU kernels, interpreted: the formulas of docs/cuda.md."""
 
 import pytest
 import torch

@@ -132,7 +132,7 @@ class Ours:
         changes no speed."""
         self._rewind()
         tokens = self._tokens(self.state.batch, count).t().unsqueeze(-1).contiguous()  # [count, B, 1]
-        with self._enough(self.state.batch, 1):
+        with self._enough(self.state.batch, self.context):
             card.wait(self.device)
             began = time.perf_counter()
             for one in tokens:

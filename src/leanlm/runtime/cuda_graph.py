@@ -44,14 +44,18 @@ def captured(step: Callable[[], Tensor], stream: torch.cuda.Stream, pool: tuple[
     Capturing runs nothing there; raises what ended it, after which the caller's stream is the current one and torch works on.
     A stream of one's own also means products with workspaces of one's own, beside graphs replayed elsewhere.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, failed = torch.cuda.CUDAGraph(), None
     with torch.cuda.device(stream.device), torch.cuda.stream(stream):  # which torch.cuda.graph leaves set where it fails
         try:
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                result = step()
-        except RuntimeError as error:
+                try:
+                    result = step()
+                except Exception as error:
+                    failed = error
+                    raise
+        except Exception as error:
             _end_failed(stream, pool)
-            raise error.__context__ or error from None  # the step's own, not that a capture cannot end well
+            raise failed or error from None  # the step's own, not that the capture cannot be ended
 
     def replay() -> Tensor:
         graph.replay()
@@ -71,7 +75,8 @@ def _end_failed(stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
 
 
 class Binding:
-    """Graphs over one set of memories, and the state that lives in them: first the one whose memories they are."""
+    """Graphs over one set of memories, and the state that lives in them: first the one whose memories they are, later others of
+    the same shapes. Never two at a time: where one is still used, its tensors are its own."""
 
     def __init__(self, module: LanguageModel, state: State):
         self.memories, self.shapes = [_numbers(memory) for memory in state.memories], _shapes(state)
@@ -94,14 +99,12 @@ class Binding:
         mine, theirs = _tensors(self.memories), _tensors(map(_numbers, state.memories))
         return len(mine) == len(theirs) and all(map(is_, mine, theirs))
 
+    def free_for(self, state: State) -> bool:
+        """Whether the last state is gone, and this one has the same shapes."""
+        return self.state() is None and self.shapes == _shapes(state)
+
     def take(self, state: State) -> None:
-        """Have a state of the same shapes live here, which costs a copy. The one before gets tensors of its own."""
-        before = self.state()
-        if before is not None and self.holds(before):
-            with torch.inference_mode(False):
-                for mine, theirs in zip(self.memories, before.memories, strict=True):
-                    for name, tensor in mine.items():
-                        theirs[name] = tensor.clone()
+        """Have the state live here, which costs a copy."""
         for mine, theirs in zip(self.memories, state.memories, strict=True):
             for name, tensor in mine.items():
                 theirs[name] = tensor.copy_(theirs[name])
@@ -176,8 +179,8 @@ class CudaGraphRuntime:
         return self.refused or next((binding.refused for binding in self.bound.values()), "")
 
     def _binding(self, module: LanguageModel, state: State) -> Binding | None:
-        """What the state lives in, from now on where its shapes are those of the last one; None for a state of other shapes,
-        which has one with the next token."""
+        """What the state lives in, from now on where it has the shapes of the last one, which is gone; else None, and it lives in
+        one with the next token."""
         if self.weights is None or not self.weights.same(self.closely):
             self.weights, self.kept = Placement(module), None
             self.bound.clear()
@@ -187,7 +190,7 @@ class CudaGraphRuntime:
             return found
         self.bound.clear()
         found = self.kept
-        if found is not None and found.shapes == _shapes(state):
+        if found is not None and found.free_for(state):
             found.take(state)
             self.bound[state] = found
             return found
