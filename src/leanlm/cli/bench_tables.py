@@ -56,9 +56,7 @@ def speeds(title: str, rows: list[dict], sides: list[str]) -> Table:
     table = tables.figures(*headings, *["first token"] * prefill, *["slower here"] * slower)
     for row in rows:
         cells = [_rate(row["sides"].get(name)) for name in sides]
-        cells += [
-            "{median:.2f}x ({lowest:.2f} to {highest:.2f})".format(**r) if r else "" for r in map(row["ratios"].get, peers)
-        ]
+        cells += [_ratio(row["ratios"].get(name)) for name in peers]
         if prefill:
             cells.append(f"{row['seconds_to_first_token']:.3g} s" if "seconds_to_first_token" in row else "")
         if slower:

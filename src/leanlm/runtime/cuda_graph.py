@@ -179,8 +179,7 @@ class CudaGraphRuntime:
         return self.refused or next((binding.refused for binding in self.bound.values()), "")
 
     def _binding(self, module: LanguageModel, state: State) -> Binding | None:
-        """What the state lives in, from now on where it has the shapes of the last one, which is gone; else None, until the next
-        token."""
+        """What the state lives in, from now on where it has the shapes of the last one, which is gone; else None, this once."""
         if self.weights is None or not self.weights.same(self.closely):
             self.weights, self.kept = Placement(module), None
             self.bound.clear()
