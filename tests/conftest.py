@@ -31,6 +31,17 @@ CHAT_TEMPLATE = (
 )
 
 
+ON_A_CARD = ("test_triton.py", "test_cuda_graph.py", "test_flash.py", "test_loop.py")  # what runs on a card where there is one
+
+
+def pytest_collection_modifyitems(items):
+    """`-m gpu` chooses, beside what is skipped without a card, what runs elsewhere without one."""
+    if torch.cuda.is_available():
+        for item in items:
+            if item.path.name in ON_A_CARD:
+                item.add_marker(pytest.mark.gpu)
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz-first", type=int, default=0, help="first seed of the random cases of tests/runtime/test_fuzz.py")
 

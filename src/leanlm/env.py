@@ -24,7 +24,7 @@ class Variable:
         return self.get().strip().lower() not in ("", "0", "false", "no", "off")
 
 
-IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (triton, eager or reference), not natively")
+IMPL = Variable("LEANLM_IMPL", "", "run every operation by this implementation (triton, flash, eager, reference), not natively")
 TRITON_INTERPRET = Variable("TRITON_INTERPRET", "", "1: Triton runs GPU kernels on the CPU, slowly, for tests (read by triton)")
 ISA = Variable("LEANLM_ISA", "", "instruction set of the native library, where the CPU has it: portable, avx2 or avx512")
 THREADS = Variable("LEANLM_THREADS", "", "threads of the native library; as many as there are physical cores by default")

@@ -31,6 +31,10 @@ class CheckFailed(LeanLMError):
     code = 5
 
 
+class OutOfMemory(LeanLMError):
+    """A device whose memory does not hold what was asked for; the message says how much of it fits."""
+
+
 class CapacityError(LeanLMError):
     """A state with full attention was asked to remember more tokens than it was made for."""
 

@@ -35,3 +35,46 @@ def test_operations_grow_with_tokens_and_heads():
 def test_a_product_of_one_row(format, monkeypatch):
     monkeypatch.setattr(gpu_kernels, "BEYOND_CACHES", 1 << 14)
     assert gpu_kernels.one_row(format, 64, 256, 1, CPU)["gb_per_second"] > 0
+
+
+class Clock:
+    """In the place of CUDA events: a card on which the work takes 3 milliseconds, and a launch from Python one more."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Clock.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+
+def passing(milliseconds):
+    def work():
+        Clock.now += milliseconds
+
+    return work
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_work_is_timed_without_its_launches_where_it_can_be_captured(capturable, monkeypatch):
+    def captured(step, stream, pool):
+        if not capturable:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return passing(3)
+
+    monkeypatch.setattr(gpu_kernels, "captured", captured)
+    for name, stand_in in (("Event", Clock), ("Stream", lambda device: None), ("graph_pool_handle", lambda: (0, 1))):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    card = torch.device("cuda", 0)
+    entries = {"ours": gpu_kernels.Entry(passing(4), card)}
+    assert gpu_kernels.medians(entries, 3)["ours"] == pytest.approx(0.003 if capturable else 0.004)
+    assert entries["ours"].times == (6 if capturable else 5)
+    monkeypatch.setattr(gpu_kernels.dispatch, "fallbacks", lambda device: {})
+    assert gpu_kernels.remarks(entries, card) == ({} if capturable else {"with_launches": ["ours"]})

@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 
 from leanlm.bench import peers, speed
-from leanlm.errors import UsageError
+from leanlm.cli import bench_tables
+from leanlm.errors import OutOfMemory, UsageError
 
 
 def test_rates_are_of_the_median_turn():
@@ -50,3 +51,71 @@ def test_a_missing_peer_names_its_extra(monkeypatch):
 def test_peers_that_do_not_run_on_the_device_are_refused():
     with pytest.raises(UsageError, match=r"--peer llama.cpp is measured on cpu only, not with --device cuda"):
         peers.check(["llama.cpp"], "cuda")
+
+
+class Side:
+    """A side in this process, with memory for decoding so many texts, and for holding one more."""
+
+    def __init__(self, memory, fallbacks=None):
+        self.memory, self.slower = memory, fallbacks or {}
+
+    def call(self, method, **given):
+        return getattr(self, method)(**given)
+
+    def fill(self, batch, context, room):
+        self.batch = batch
+        if batch > self.memory + 1:
+            raise OutOfMemory(f"out of memory, asked for {batch} texts")
+        return {"bytes": 1, "dtypes": {"ssm": "float32"}}
+
+    def decode(self, count):
+        if self.batch > self.memory:
+            raise OutOfMemory(f"out of memory while decoding {self.batch} texts")
+        return 0.5
+
+    def prefill(self, length):
+        return self.decode(length)
+
+    def traffic(self, count):
+        return {"weights": 6, "state": 3, "keys_values": 1}
+
+    def fallbacks(self):
+        return self.slower
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """bench(ours, peer): a Bench on a device, over these two sides."""
+    monkeypatch.setattr(speed, "PAUSE", 0)
+
+    def made(ours, peer):
+        made = speed.Bench.__new__(speed.Bench)
+        made.settings, made.progress, made.reader = speed.Settings(device="cuda", repeats=2), lambda text: None, None
+        made.sides = {"leanlm": ours, "transformers": peer}
+        return made
+
+    return made
+
+
+@pytest.mark.parametrize("read", ["prefill", "decode"])
+def test_rows_are_kept_where_memory_ends(bench, read):
+    run = bench(Side(16, {"graphs": "out of memory for a graph"}), Side(4))
+    rows = [run.prefill(n) if read == "prefill" else run.decode(n, 0) for n in (1, 5, 16, 17, 99)]
+    assert [list(row["sides"]) for row in rows] == [["leanlm", "transformers"], ["leanlm"], ["leanlm"], [], []]
+    assert rows[0]["ratios"]["transformers"]["median"] == 1.0 and not any(row["ratios"] for row in rows[1:])
+    assert rows[1]["failed"] == {"transformers": "out of memory while decoding 5 texts"} and "failed" not in rows[0]
+    assert rows[4]["failed"]["leanlm"] == "out of memory, asked for 99 texts"
+    assert all(row["fallbacks"] == {"graphs": "out of memory for a graph"} for row in rows)
+
+
+def test_tables_of_rows_without_sides(bench, capsys):
+    run = bench(Side(16, {"rms_norm": "a kernel did not compile"}), Side(0))
+    prefill, decode = [run.prefill(n) for n in (1, 99)], [run.decode(n, 0) for n in (99, 1)]
+    ours = {"formats": ["bfloat16"], "parameters": 1, "weight_bytes": 2, "runtime": "CUDA graphs", "load_seconds": 1.0}
+    ours |= {"processor": "a card", "instruction_set": "torch"}
+    theirs = {"version": "5", "weights": ["BF16"], "file_bytes": 2, "options": {}}
+    found = {"model": "m", "random": True, "threads": 1, "repeats": 2, "sides": {"leanlm": ours, "transformers": theirs}}
+    bench_tables.show({**found, "prefill": prefill, "decode": decode, "peak_resident_bytes": {}})
+    shown = capsys.readouterr().out
+    assert "out of memory, asked for 99 texts" in shown and "leanlm: CUDA graphs, torch; state: ssm float32" in shown
+    assert shown.count("slower here, rms_norm: a kernel did not compile") == 2  # under both tables

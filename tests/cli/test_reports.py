@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from leanlm.cli.main import main
 from leanlm.cli.sizes import count, folded, size
+from leanlm.runtime import card
 from tiny_models import GOLDEN, add_tokenizer, copy_case, edit_config
 
 
@@ -121,6 +123,38 @@ def test_doctor_names_every_operation_and_variable(capsys):
         rates = [value for name, value in found["speed"].items() if name.startswith("GB/s")]
         assert rates and len(found["speed"]) == len(rates) + len(doctor.EXPECTED) and min(found["speed"].values()) > 0
     assert "model cache" in printed(capsys, "doctor")
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """What torch tells of a machine with an old card and a new one."""
+    kinds = [("Tesla T4", (7, 5), 16e9), ("NVIDIA H100", (9, 0), 85e9)]
+
+    def properties(number):
+        name, (major, minor), memory = kinds[number]
+        return SimpleNamespace(name=name, major=major, minor=minor, total_memory=memory, multi_processor_count=40)
+
+    told = {"is_available": lambda: True, "device_count": lambda: 2, "get_device_properties": properties}
+    told |= {"get_device_capability": lambda number: kinds[number][1], "get_device_name": lambda number: kinds[number][0]}
+    for name, stand_in in told.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(card, "copy_rate", lambda: 2.6e12)
+    monkeypatch.setattr(card, "matrix_rate", lambda dtype: {torch.bfloat16: 7e14, torch.float32: 5e13}[dtype])
+
+
+def test_doctor_tells_of_every_card_and_its_rates(two_cards, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from leanlm.cli import doctor
+    from leanlm.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
+    found = doctor.gpu()
+    assert found["cuda:0"] == "Tesla T4, compute capability 7.5, 16 GB, 40 multiprocessors"
+    assert found["cuda:1"] == "NVIDIA H100, compute capability 9.0, 85 GB, 40 multiprocessors"
+    assert found["kernels"].startswith("Triton ")
+    assert "cuda:0" in found["kernels"] and "7.5" in found["kernels"] and "8.0" in found["kernels"]
+    assert found["GB/s, read and written by a copy"] == 2600
+    assert [found[f"TFLOP/s, a large product in {name}"] for name in ("bfloat16", "float32")] == [700.0, 50.0]
 
 
 def test_doctor_keeps_the_token_to_itself(capsys, monkeypatch):

@@ -110,3 +110,13 @@ def test_choosing_on_a_device_gives_the_same_tokens_and_marks_rows_that_are_not_
     found = filters.on_device(logits, seen, sampling, numbers).tolist()
     assert [found[1], found[3]] == [filters.NOT_FINITE] * 2
     assert [found[i] for i in (0, 2, 4)] == [wanted[i] for i in (0, 2, 4)]
+
+
+@pytest.mark.parametrize("compat", ["", "mamba_ssm"])
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.7, "top_p": 0.8}, {"top_k": 3, "min_p": 0.1}, {"min_p": 0.2}])
+def test_choosing_on_a_device_waits_for_no_number(given, compat):
+    """Torch's meta device has none, and fails where one is asked for."""
+    logits, seen = torch.zeros(3, 40, device="meta"), torch.zeros(3, 40, dtype=torch.bool, device="meta")
+    numbers = torch.zeros(3, dtype=torch.float64, device="meta")
+    sampling = Sampling.of(**given, repetition_penalty=1.2, compat=compat)
+    assert filters.on_device(logits, seen, sampling, numbers).device.type == "meta"

@@ -269,12 +269,15 @@ def test_streams_end_with_what_the_head_reads():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("forced", ["", "triton", "eager", "reference"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @torch.no_grad()
-def test_the_gpu_gives_what_the_cpu_gives(name):
+def test_the_gpu_gives_what_the_cpu_gives(name, forced, monkeypatch):
+    monkeypatch.delenv("LEANLM_IMPL", raising=False)
     model, segments = build(alone(ONE_OF_EACH[name])), pack([30, 1, 64]).expand(2, -1)
     tokens = text(model.config, 2, 95)
     wanted, wanted_packed = model(tokens), model(tokens, segments=segments)
+    monkeypatch.setenv("LEANLM_IMPL", forced)
     model.to("cuda")
     tokens, segments = tokens.to("cuda"), segments.to("cuda")
     assert distance(model(tokens).cpu(), wanted) <= 1e-3  # its products may round to TF32

@@ -193,6 +193,12 @@ def test_a_moved_state_keeps_its_positions_on_the_cpu():
     assert {t.device.type for t in moved.tensors().values() if t.is_floating_point()} == {"meta"}
 
 
+def test_a_moved_state_shares_nothing():
+    state = build(MIXED).new_state(2, capacity=5)
+    moved = state.to("cpu")
+    assert not {t.data_ptr() for t in state.tensors().values()} & {t.data_ptr() for t in moved.tensors().values()}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.no_grad()

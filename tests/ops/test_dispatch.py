@@ -28,7 +28,7 @@ def test_every_operation_of_the_surface_is_in_the_table():
 
 def test_an_unknown_name_is_a_usage_error_that_lists_the_known_ones(monkeypatch):
     monkeypatch.setenv("LEANLM_IMPL", "quick")
-    with pytest.raises(UsageError, match=r"LEANLM_IMPL=quick: .*eager, reference"):
+    with pytest.raises(UsageError, match=r"LEANLM_IMPL=quick: .*eager, .*reference"):
         ops.linear(torch.ones(1, 2), torch.ones(3, 2))
 
 
@@ -85,7 +85,7 @@ def test_without_triton_plain_torch_serves_a_gpu_and_says_so_once(choosing, monk
 
 def test_kernels_serve_a_gpu_and_can_be_forced_on_a_cpu_under_the_interpreter(triton_launch, monkeypatch):
     monkeypatch.setattr(triton_launch, "interpreted", lambda: True)
-    for op in dispatch.OPERATIONS:
+    for op in set(dispatch.OPERATIONS) - {"packed_attend"}:
         assert dispatch.explain(op, "cuda") == ("triton" if op in dispatch.KERNELS else "eager", ())
     monkeypatch.setenv("LEANLM_IMPL", "triton")
     for op in dispatch.OPERATIONS:
@@ -106,3 +106,26 @@ def test_a_card_that_is_too_old_is_named(triton_launch, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
     with pytest.warns(UserWarning, match=r"Tesla T4 has compute capability 7\.5 and the kernels need 8\.0"):
         assert dispatch.explain("ssd", "cuda")[0] == "eager"
+
+
+def test_of_several_cards_the_one_that_is_used_counts(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((7, 5), (9, 0))[number])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: ("Tesla T4", "NVIDIA H100")[number])
+    assert dispatch.explain("ssd", "cuda") == ("triton", ())
+    triton_launch.left_to_torch.cache_clear()
+    with pytest.warns(UserWarning, match=r"no GPU kernels on cuda:0, .* Tesla T4 has compute capability 7\.5") as told:
+        assert all(triton_launch.left_to_torch(torch.device("cuda", 0)) for _ in range(2))
+    assert len(told) == 1 and not triton_launch.left_to_torch(torch.device("cuda", 1))
+    triton_launch.left_to_torch.cache_clear()
+
+
+def test_what_is_slower_than_it_should_be_is_told_with_its_reason(triton_launch, monkeypatch):
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: True)
+    monkeypatch.setitem(dispatch.TABLE, ("packed_attend", "cuda"), ("eager",))  # its kernel comes with torch
+    assert dispatch.fallbacks("cuda") == {}
+    monkeypatch.setitem(triton_launch.BROKEN, "ssd", "PTXASError: no such instruction")
+    assert dispatch.fallbacks("cuda") == {"ssd": "PTXASError: no such instruction"}
+    monkeypatch.setitem(dispatch.TABLE, ("linear", "cuda"), ("missing_kernels", "eager"))
+    assert dispatch.fallbacks("cuda")["linear"].startswith("not missing_kernels: ")

@@ -73,6 +73,7 @@ CHECKS = {
         (*one_token(QKV[0]), *QKV[1:]),
         {"first": AT[:, 1:2], "last": AT[:, 3:4], "key_positions": AT, "scale": 0.4},
     ),
+    "packed_attend": (QKV, {"first": AT.clamp(max=1), "scale": 0.4, "window": 2}),
     "causal_attend": (QKV, {"scale": 0.4}),
     "telescope": ((*QKV, normal(2, 5, 2, seed=9)), {**TELESCOPE, "segments": None}),
     "telescope, packed": ((*QKV, normal(2, 5, 2, seed=9)), {**TELESCOPE, "segments": SEGMENTS}),

@@ -48,10 +48,10 @@ def nothing_is_given_up():
     triton_launch.BROKEN.clear()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("op", sorted(dispatch.KERNELS.keys() - SPARED))
 def test_outputs_and_gradients_agree_with_the_reference(op, dtype):
-    @settings(max_examples=EXAMPLES.get(op, 8), deadline=None, derandomize=True)
+    @settings(max_examples=3 if dtype == torch.float16 else EXAMPLES.get(op, 8), deadline=None, derandomize=True)
     @given(getattr(operands, op)(dtype).filter(is_small))
     def check(arguments):
         wanted, wanted_gradients = run(getattr(reference, op), arguments)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 FOLDER = Path(__file__).parent
-SHARED = {"80": 163, "90": 227}  # KiB that a program may have
+SHARED = {"80": 163, "89": 99, "90": 227}  # KiB that a program may have
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_every_kernel_compiles(capability):
         env={**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    found = re.findall(r"^(\w+) (\d+) \d+$", done.stdout, re.MULTILINE)
     sources = "".join(path.read_text() for path in (Path(FOLDER.parents[1]) / "src/leanlm/ops").glob("triton_*.py"))
-    assert found.keys() == set(re.findall(r"def (_\w+_kernel|_carry)\(", sources))
-    assert max(map(int, found.values())) <= SHARED[capability] << 10
+    assert {name for name, _ in found} == set(re.findall(r"def (_\w+_kernel|_carry)\(", sources))
+    assert max(int(least) for _, least in found) <= SHARED[capability] << 10  # tuning leaves out the launch that takes more

@@ -1,12 +1,19 @@
 """The CUDA runtime against the module: on a card where there is one, else with a capture that runs its step on the CPU."""
 
+import contextlib
+import gc
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hybrid_models import ONE_OF_EACH, alone, build, text
 from leanlm.model.config import Attention, Mamba2, ModelConfig, Rope, Telescoping
+from leanlm.model.language_model import LanguageModel
 from leanlm.runtime import cuda_graph
-from leanlm.runtime.cuda_graph import CudaGraphRuntime
+from leanlm.runtime.cuda_graph import Binding, CudaGraphRuntime
 
 CARD = torch.cuda.is_available()
 DEVICE = "cuda" if CARD else "cpu"
@@ -20,9 +27,9 @@ def captures(monkeypatch):
     """How many graphs were captured; as on a card, capturing itself runs nothing, and each graph has a result of its own."""
     made, real = [], cuda_graph.captured
 
-    def captured(step, pool):
+    def captured(step, *place):
         made.append(step)
-        return real(step, pool) if CARD else Replay(step)
+        return real(step, *place) if CARD else Replay(step)
 
     monkeypatch.setattr(cuda_graph, "captured", captured)
     return made
@@ -153,14 +160,178 @@ def test_a_state_that_is_full_is_refused_unchanged(captures):
 
 @torch.no_grad()
 def test_what_cannot_be_captured_is_run_by_the_module_and_said_once(monkeypatch):
-    def refuse(step, pool):
+    def refuse(step, *place):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda_graph, "captured", refuse)
     module = model(HYBRID)
+    run = CudaGraphRuntime(module)
     with pytest.warns(UserWarning, match="tokens are decoded without CUDA graphs, slower: operation not permitted") as told:
-        follow(module, CudaGraphRuntime(module))
+        for batch in (2, 1):
+            follow(module, run, batch)
     assert len(told) == 1
+
+
+@torch.no_grad()
+def test_no_memory_for_a_graph_is_said_once_and_other_batches_have_theirs(captures, monkeypatch):
+    def full(step, *place):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    enough = cuda_graph.captured
+    monkeypatch.setattr(cuda_graph, "captured", full)
+    module = model(alone(ONE_OF_EACH["mamba2"]))
+    run, tokens = CudaGraphRuntime(module), tokens_of(module, 2, 1)
+    with pytest.warns(
+        UserWarning, match=r"without CUDA graphs, slower: out of memory on \w+\S* for a graph of 2 texts"
+    ) as told:
+        for _ in range(2):
+            state = module.new_state(2)
+            for _ in range(3):
+                run(tokens, state)
+    assert len(told) == 1
+    monkeypatch.setattr(cuda_graph, "captured", enough)
+    follow(module, run, 1)
+    assert len(captures) == 1
+
+
+@torch.no_grad()
+def test_graphs_wait_for_the_next_state_of_the_same_shapes(captures):
+    module = model(HYBRID)
+    run = CudaGraphRuntime(module)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        follow(module, run, 2, capacity=40)
+    assert len(captures) == 1
+    follow(module, run, 3, capacity=40)
+    follow(module, run, 2, capacity=50)
+    assert len(captures) == 3
+
+
+@torch.no_grad()
+def test_two_states_in_use_keep_their_own_tensors(captures):
+    module = model(HYBRID)
+    run, tokens = CudaGraphRuntime(module), tokens_of(module, 2, 12)
+    mine, wanted = ([module.new_state(1, 40) for _ in range(2)] for _ in range(2))
+    for i in range(6):
+        for row in (0, 0, 1):  # of which graphs are captured between
+            token = tokens[row : row + 1, i : i + 1]
+            torch.testing.assert_close(run(token, mine[row]), module(token, wanted[row]), atol=2e-5, rtol=1e-4)
+    for one, other in zip(mine, wanted, strict=True):
+        for name, tensor in other.tensors().items():
+            torch.testing.assert_close(one.tensors()[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+    assert len(captures) == 6
+
+
+@torch.no_grad()
+def test_large_states_are_not_kept_alive(captures, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "KEPT", 0)
+    module = model(HYBRID)
+    run, state = CudaGraphRuntime(module), module.new_state(1, 40)
+    for _ in range(3):
+        run(tokens_of(module, 1, 1), state)
+    held = weakref.ref(state.memories[0]["ssm"])
+    captures.clear()
+    del state
+    gc.collect()
+    assert held() is None
+
+
+@torch.no_grad()
+def test_states_made_in_inference_mode_have_graphs_of_their_own(captures):
+    module = model(HYBRID)
+    run = CudaGraphRuntime(module)
+    with torch.inference_mode():
+        follow(module, run, capacity=40)
+    follow(module, run, capacity=40)
+    assert len(captures) == 2
+
+
+@torch.no_grad()
+def test_weights_moved_beneath_are_noticed_with_the_next_prompt(captures):
+    module = model(HYBRID)
+    run = CudaGraphRuntime(module)
+    follow(module, run, capacity=40)
+    module.norm.weight.data = torch.randn_like(module.norm.weight)
+    follow(module, run, capacity=40)
+    assert len(captures) == 2
+
+
+class Devices(TorchDispatchMode):
+    """On which devices the operands of operations lie."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.found |= {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
+        return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", CAPTURED.values(), ids=CAPTURED)
+def test_a_step_asks_the_cpu_for_nothing_and_tells_it_nothing(mixer, monkeypatch):
+    """What a capture refuses, shown without a card: torch's meta device has no numbers to be waited for."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
+    with torch.device("meta"):
+        module = LanguageModel(alone(mixer))
+    binding = Binding(module, module.new_state(2, 40, device="meta"))
+    with Devices() as devices:
+        binding.step(module, 40)
+    assert devices.found == {"meta"}
+
+
+class FailingGraph:
+    """As torch's: where its step failed, capturing cannot end, and leaves its stream the current one."""
+
+    def __init__(self, graph, stream, capture_error_mode, pool=None):
+        self.stream, self.pool = stream, pool
+
+    def __enter__(self):
+        CURRENT.append(self.stream)
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        CURRENT.pop()
+
+
+CURRENT = ["the caller's"]
+
+
+class OwnStream:
+    device, device_index = "cuda:1", 1
+
+    @contextlib.contextmanager
+    def current(self, stream):
+        assert stream is self
+        before = list(CURRENT)
+        CURRENT.append(self)
+        try:
+            yield
+        finally:
+            CURRENT[:] = before
+
+
+def test_a_capture_that_fails_leaves_the_callers_stream_and_tells_the_steps_own_error(monkeypatch):
+    """What torch does on a card is stood in for; that it does so is `torch.cuda.graph`'s code."""
+    stream, ended, devices = OwnStream(), [], []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", FailingGraph)
+    monkeypatch.setattr(torch.cuda, "stream", stream.current)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(devices.append(device)))
+    monkeypatch.setattr(torch, "zeros", lambda size, device: ended.append((CURRENT[-1], device)))
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given: ended.append(given), raising=False)
+
+    def step():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        cuda_graph.captured(step, stream, (0, 7))
+    assert CURRENT == ["the caller's"] and devices == ["cuda:1"]
+    assert ended == [(1, (0, 7)), (1, (0, 7)), (stream, "cuda:1")]
 
 
 def test_telescoping_is_left_to_the_module(captures):

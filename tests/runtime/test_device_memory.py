@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from hybrid_models import build
-from leanlm.errors import LeanLMError
+from leanlm.api import Model
+from leanlm.errors import LeanLMError, OutOfMemory
+from leanlm.evaluate import loss, scoring
+from leanlm.generate.session import Session
 from leanlm.model.config import Attention, GatedMLP, Mamba2, ModelConfig
 from leanlm.runtime import device_memory
 
@@ -13,8 +16,13 @@ HYBRID = ModelConfig(24, 40, ((Mamba2(30, 6, 5),), (Attention(4, 2, 6), GatedMLP
 
 @pytest.fixture
 def card(monkeypatch):
-    """card(n) is a device whose memory has n bytes."""
-    return lambda total: monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, total))
+    """card(n) is a device whose memory has n bytes, a third of them taken by this process and as many by another."""
+
+    def of(total):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total - 2 * (total // 3), total))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: total // 3)
+
+    return of
 
 
 def exhausted(module, batch):
@@ -26,7 +34,7 @@ def test_the_largest_batch_that_fits_is_named(card):
     module = build(HYBRID)
     one = device_memory.text_bytes(module, 100, 50)
     weights = sum(weight.nbytes for weight in module.weights().values())
-    card(int(weights + 7.5 * one / device_memory.SHARE))
+    card(3 * int(weights + 7.5 * one / device_memory.SHARE) // 2)
     assert device_memory.largest_batch(module, 100, 50) == 7
     with pytest.raises(LeanLMError, match=r"^out of memory on cpu, asked for 16 texts of 100 tokens: about 7 at once fit$"):
         exhausted(module, 16)
@@ -49,3 +57,51 @@ def test_a_text_takes_at_least_its_state():
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError), device_memory.enough(build(HYBRID), 1, 10, 10):
         raise ZeroDivisionError
+
+
+def fails_at(monkeypatch, module, call):
+    """The module's call of this number, counted from 0, finds no memory."""
+    forward, calls = module.forward, []
+
+    def failing(*given, **named):
+        calls.append(given)
+        if len(calls) > call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*given, **named)
+
+    monkeypatch.setattr(module, "forward", failing)
+
+
+@pytest.mark.parametrize("call", [0, 3], ids=["prefill", "decode"])
+def test_generating_tells_it(call, card, monkeypatch):
+    module = build(HYBRID)
+    card(10**6)
+    fails_at(monkeypatch, module, call)
+    with pytest.raises(OutOfMemory, match=r"asked for 2000 texts of 12 tokens: about \d+ at once fit"):
+        Model(module, "mamba_ssm").generate([[1, 2]] * 2000, max_new_tokens=10)
+
+
+@pytest.mark.parametrize("call", [0, 3], ids=["prefill", "decode"])
+def test_a_session_tells_it_and_can_be_continued(call, card, monkeypatch):
+    model = Model(build(HYBRID), "mamba_ssm")
+    card(1000)
+    whole = Session(model)
+    whole.generate([1, 2], max_new_tokens=10)
+    session = Session(model)
+    with monkeypatch.context() as patch:
+        fails_at(patch, model.module, call)
+        with pytest.raises(OutOfMemory, match="asked for 1 text of 12 tokens: try"):
+            session.generate([1, 2], max_new_tokens=10)
+    session.generate(max_new_tokens=10 - (len(session.tokens) - len([1, 2])))
+    assert session.tokens == whole.tokens
+
+
+def test_evaluating_tells_it(card, monkeypatch):
+    module = build(HYBRID)
+    card(10**6)
+    fails_at(monkeypatch, module, 0)
+    with pytest.raises(OutOfMemory, match="asked for 1 text of 5 tokens"):
+        loss.measure(module, [([1, 2, 3, 4], 4)], 0)
+    requests = [scoring.Request((1, 2, i), (3,)) for i in range(900)]
+    with pytest.raises(OutOfMemory, match=r"asked for 900 texts of 3 tokens: about \d+ at once"):
+        list(scoring.score(module, requests, rows=900))

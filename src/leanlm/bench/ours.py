@@ -10,8 +10,10 @@ from leanlm.api import as_device, as_dtype, as_state_dtype
 from leanlm.bench import traffic
 from leanlm.checkpoint.load import load_module
 from leanlm.model.packed import Packed
+from leanlm.ops import dispatch
 from leanlm.ops.pages import Arena
-from leanlm.runtime import card, machine
+from leanlm.runtime import card, device_memory, machine
+from leanlm.runtime.cuda_graph import CudaGraphRuntime
 
 PIECE = 128  # rows of the prompt that a profile looks at, at most: those of one call of the runtime
 ROUNDS = 5  # of a profile
@@ -84,13 +86,29 @@ class Ours:
     def _matrices(self) -> list:
         return [matrix.weight for matrix in self.module.matrices().values()]
 
+    def fallbacks(self) -> dict[str, str]:
+        """What is slower than it should be until now, and why: operations without their kernels, tokens without graphs."""
+        found = dispatch.fallbacks(self.device.type)
+        reason = self.run.without_graphs if isinstance(self.run, CudaGraphRuntime) else ""
+        return {**found, "graphs": reason} if reason else found
+
+    def clear(self) -> None:
+        """Give up the state, and its memory to the device."""
+        self.state = None
+        card.release(self.device)
+
+    def _enough(self, batch: int, tokens: int):
+        return device_memory.enough(self.module, batch, self.context + self.room, max(1, tokens))
+
     @torch.inference_mode()
     def fill(self, batch: int, context: int, room: int) -> dict:
         """A state of `batch` texts that have read `context` tokens and have room for more; returns its dtypes and bytes."""
-        self.context = context
-        self.state = self.module.new_state(batch, capacity=context + room)
-        if context:
-            self.run(self._tokens(batch, context), self.state, last_only=True)
+        self.clear()
+        self.context, self.room = context, room
+        with self._enough(batch, context):
+            self.state = self.module.new_state(batch, capacity=context + room)
+            if context:
+                self.run(self._tokens(batch, context), self.state, last_only=True)
         held = {name: t.dtype for m in self.state.memories if m for name, t in m.items() if t.dtype != torch.int64}
         return {"bytes": self.state.nbytes, "dtypes": {name: _word(dtype) for name, dtype in held.items()}}
 
@@ -98,13 +116,15 @@ class Ours:
     def prefill(self, length: int) -> float:
         """Seconds from a prompt of every text, read from the beginning, to the logits of the first new token."""
         batch, capacity = self.state.batch, self.context + length
-        self.state = self.module.new_state(batch, capacity=capacity)
-        tokens = self._tokens(batch, length)
-        card.wait(self.device)
-        began = time.perf_counter()
-        self.run(tokens, self.state, last_only=True)
-        card.wait(self.device)
-        return time.perf_counter() - began
+        self.state = None  # before there is another one
+        with self._enough(batch, length):
+            self.state = self.module.new_state(batch, capacity=capacity)
+            tokens = self._tokens(batch, length)
+            card.wait(self.device)
+            began = time.perf_counter()
+            self.run(tokens, self.state, last_only=True)
+            card.wait(self.device)
+            return time.perf_counter() - began
 
     @torch.inference_mode()
     def decode(self, count: int) -> float:
@@ -112,12 +132,13 @@ class Ours:
         changes no speed."""
         self._rewind()
         tokens = self._tokens(self.state.batch, count).t().unsqueeze(-1).contiguous()  # [count, B, 1]
-        card.wait(self.device)
-        began = time.perf_counter()
-        for one in tokens:
-            self.run(one, self.state, last_only=True)
-        card.wait(self.device)
-        return time.perf_counter() - began
+        with self._enough(self.state.batch, self.context):
+            card.wait(self.device)
+            began = time.perf_counter()
+            for one in tokens:
+                self.run(one, self.state, last_only=True)
+            card.wait(self.device)
+            return time.perf_counter() - began
 
     @torch.inference_mode()
     def traffic(self, count: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from leanlm.bench import peers
 from leanlm.bench.worker import Worker
-from leanlm.errors import UsageError
+from leanlm.errors import OutOfMemory, UsageError
 
 PAUSE = 0.05  # seconds between two sides, in which the threads of the last one fall asleep
 
@@ -57,7 +57,8 @@ class Settings:
 
 def measure(subject: Subject, settings: Settings, progress: Progress = lambda text: None) -> dict:
     """All measurements as plain data: `sides` by name, `prefill` and `decode` rows, `peak_resident_bytes`, on a CUDA device
-    `peak_device_bytes`, `profile`.
+    `peak_device_bytes`, `profile`. A row tells of a side that ran out of memory why, in `failed`, and goes on with the others;
+    in `fallbacks` what leanlm ran without its kernels or graphs.
 
     Raises UsageError for a peer that is not installed or has no such model, before anything is measured. Exported models
     lie in a temporary folder, which is gone afterwards, as are the processes, also where it is interrupted.
@@ -135,47 +136,65 @@ class Bench:
     def prefill(self, batch: int) -> dict:
         """A prompt for each of so many texts."""
         length = self.settings.prompt
-        for side in self.sides.values():
-            side.call("fill", batch=batch, context=0, room=length)
-        ask = {name: lambda side=side: side.call("prefill", length=length) for name, side in self.sides.items()}
-        seconds = self._turns(f"prefill of {length} tokens, batch {batch}", ask)
-        row = {
-            "batch": batch,
-            "tokens": length,
-            "sides": {name: rates(taken, batch * length) for name, taken in seconds.items()},
-        }
-        row["seconds_to_first_token"] = statistics.median(seconds["leanlm"])
-        return {**row, "ratios": ratios(seconds)}
+        filled, failed = self._fill(batch, 0, length)
+        ask = {name: lambda name=name: self.sides[name].call("prefill", length=length) for name in filled}
+        seconds = self._turns(f"prefill of {length} tokens, batch {batch}", ask, failed)
+        row = {"batch": batch, "tokens": length, **self._told(seconds, batch * length, failed)}
+        if "leanlm" in seconds:
+            row["seconds_to_first_token"] = statistics.median(seconds["leanlm"])
+        return row
 
     def decode(self, batch: int, context: int) -> dict:
         """New tokens of so many texts after a context."""
         count, name = self.settings.new, f"decode at {context}, batch {batch}"
         self.progress(f"{name}: reading the context")
-        states = {}
-        for side, worker in self.sides.items():  # a memory that cannot be rewound goes on in every turn
-            states[side] = worker.call("fill", batch=batch, context=context, room=count * (self.settings.repeats + 2))
-        moved = self.sides["leanlm"].call("traffic", count=count)
-        ask = {name: lambda side=side: side.call("decode", count=count) for name, side in self.sides.items()}
-        if self.reader:
+        # A memory that cannot be rewound goes on in every turn.
+        filled, failed = self._fill(batch, context, count * (self.settings.repeats + 2))
+        ask = {side: lambda side=side: self.sides[side].call("decode", count=count) for side in filled}
+        moved = self.sides["leanlm"].call("traffic", count=count) if "leanlm" in filled else {}
+        if self.reader and moved:
             ask["read"] = lambda: count * self.reader.call("read", nbytes=sum(moved.values()), times=count)
-        seconds = self._turns(name, ask)
+        seconds = self._turns(name, ask, failed)
         read = seconds.pop("read", None)
-        row = {"context": context, "batch": batch, "tokens": count, "state": states["leanlm"]}
-        row["sides"] = {side: rates(taken, batch * count) for side, taken in seconds.items()}
-        row |= shares(moved, batch, count, seconds["leanlm"], read)
-        return {**row, "ratios": ratios(seconds)}
+        row = {"context": context, "batch": batch, "tokens": count, **self._told(seconds, batch * count, failed)}
+        if "leanlm" in seconds:
+            row |= {"state": filled["leanlm"], **shares(moved, batch, count, seconds["leanlm"], read)}
+        return row
 
-    def _turns(self, name: str, ask: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-        """Seconds of each, in turn; the first turn is a warm-up, which does not count."""
+    def _fill(self, batch: int, context: int, room: int) -> tuple[dict[str, dict], dict[str, str]]:
+        """What every side says of so many texts, and of those that have no memory for them why."""
+        filled, failed = {}, {}
+        for name, side in self.sides.items():
+            try:
+                filled[name] = side.call("fill", batch=batch, context=context, room=room)
+            except OutOfMemory as error:
+                failed[name] = str(error)
+        return filled, failed
+
+    def _turns(self, name: str, ask: dict[str, Callable[[], float]], failed: dict[str, str]) -> dict[str, list[float]]:
+        """Seconds of each, in turn; the first turn is a warm-up, which does not count. Who runs out of memory has `failed`."""
         order = sorted(ask, key=lambda side: (side != "leanlm", side != "read"))
         seconds: dict[str, list[float]] = {side: [] for side in order}
         for turn in range(self.settings.repeats + 1):
             self.progress(f"{name}: " + (f"{turn} of {self.settings.repeats}" if turn else "warming up"))
-            for side in order:
+            for side in [side for side in order if side not in failed]:
                 time.sleep(PAUSE)
-                taken = ask[side]()
-                seconds[side] += [taken] if turn else []
-        return seconds
+                try:
+                    taken = ask[side]()
+                except OutOfMemory as error:
+                    failed[side] = str(error)
+                else:
+                    seconds[side] += [taken] if turn else []
+        return {side: taken for side, taken in seconds.items() if side not in failed}
+
+    def _told(self, seconds: dict[str, list[float]], tokens: int, failed: dict[str, str]) -> dict:
+        """What a row tells of its sides."""
+        told: dict = {"sides": {side: rates(taken, tokens) for side, taken in seconds.items()}, "ratios": ratios(seconds)}
+        if failed:
+            told["failed"] = failed
+        if self.settings.device != "cpu" and (slower := self.sides["leanlm"].call("fallbacks")):
+            told["fallbacks"] = slower
+        return told
 
 
 def rates(seconds: list[float], tokens: int) -> dict[str, float]:
@@ -186,8 +205,8 @@ def rates(seconds: list[float], tokens: int) -> dict[str, float]:
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """By peer, how many times as fast leanlm is: of the medians, and the lowest and highest of any turn."""
-    ours = seconds["leanlm"]
-    return {name: compared(taken, ours) for name, taken in seconds.items() if name != "leanlm"}
+    ours = seconds.get("leanlm")
+    return {name: compared(taken, ours) for name, taken in seconds.items() if ours and name != "leanlm"}
 
 
 def compared(theirs: list[float], ours: list[float]) -> dict[str, float]:

@@ -30,10 +30,16 @@ class Transformers:
             "options": {"attn": attn, "keys_values": str(self.model.dtype).removeprefix("torch.")},
         }
 
+    def clear(self) -> None:
+        """Give up the cache, and its memory to the device."""
+        self.held = None
+        card.release(self.device)
+
     @torch.inference_mode()
     def fill(self, batch: int, context: int, room: int) -> None:
         """A cache of `batch` texts that have read `context` tokens (at least one)."""
-        self.batch, self.context, self.held = batch, max(1, context), None
+        self.clear()
+        self.batch, self.context = batch, max(1, context)
         self.held = self._run(self._tokens(self.context))
 
     @torch.inference_mode()

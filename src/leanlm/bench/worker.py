@@ -1,7 +1,7 @@
 """A process of its own for each side of a measurement, asked over pipes: one JSON object a line, one answer a line.
 
 So peak memory is one side's alone, a side that is not asked sleeps, and nothing is left when the process is gone. A request is
-{"call": method, "given": its arguments}; an answer {"result": ...}, or {"error": one line, "code": of its kind}.
+{"call": method, "given": its arguments}; an answer {"result": ...}, or {"error": one line, "kind": the name of its class}.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, NotFound, UsageError, first_line
+from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, NotFound, OutOfMemory, UsageError, first_line
 
 KINDS = {  # what a process may be: module and class
     "prepare": ("leanlm.bench.subject", "Preparation"),
@@ -27,7 +27,8 @@ KINDS = {  # what a process may be: module and class
     "train": ("leanlm.bench.training", "Ours"),
     "train-transformers": ("leanlm.bench.training", "Theirs"),
 }
-ERRORS = {error.code: error for error in (LeanLMError, UsageError, NotFound, CheckpointError, CheckFailed)}
+ERRORS = {error.__name__: error for error in (LeanLMError, UsageError, NotFound, CheckpointError, CheckFailed, OutOfMemory)}
+NO_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's
 
 
 class Worker:
@@ -56,7 +57,7 @@ class Worker:
             raise LeanLMError(f"the process of {self.kind} ended during {method} ({self._last_words()})")
         found = json.loads(answer)
         if "error" in found:
-            raise ERRORS.get(found["code"], LeanLMError)(found["error"])
+            raise ERRORS.get(found["kind"], LeanLMError)(found["error"])
         return found["result"]
 
     def __enter__(self) -> "Worker":
@@ -87,7 +88,7 @@ def peak_resident() -> int:
 
 
 def answers(kind: str, requests: Iterator[bytes]) -> Iterator[dict]:
-    """What a side answers to each request."""
+    """What a side answers to each request. Where it ran out of memory its texts are cleared, for those of others."""
     side = None
     for request in map(json.loads, requests):
         try:
@@ -95,11 +96,16 @@ def answers(kind: str, requests: Iterator[bytes]) -> Iterator[dict]:
                 module, name = KINDS[kind]
                 side = getattr(importlib.import_module(module), name)()
             call = peak_resident if request["call"] == "peak_resident" else getattr(side, request["call"])
-            yield {"result": call(**request["given"])}
+            answer = {"result": call(**request["given"])}
         except LeanLMError as error:
-            yield {"error": str(error), "code": error.code}
+            answer = {"error": str(error), "kind": type(error).__name__}
         except Exception as error:  # whatever another program fails with is for the parent to tell
-            yield {"error": f"{kind} failed ({request['call']}): {type(error).__name__}: {first_line(error)}", "code": 1}
+            name = type(error).__name__
+            told = f"{kind} failed ({request['call']}): {name}: {first_line(error)}"
+            answer = {"error": told, "kind": OutOfMemory.__name__ if name in NO_MEMORY else name}
+        if answer.get("kind") == OutOfMemory.__name__ and hasattr(side, "clear"):
+            side.clear()
+        yield answer
 
 
 def main(kind: str) -> None:

@@ -41,7 +41,7 @@ class Command:
     context: tuple[int, ...] = (0,)
     """Tokens before those decoded; several are measured one after the other."""
     batch: tuple[int, ...] = (1,)
-    """Texts at once; several are measured one after the other."""
+    """Texts at once; several are measured one after the other, and those that memory does not hold are told."""
     prompt: int = 512
     """Tokens of prefill."""
     new: int = 32

@@ -116,14 +116,18 @@ def gpu() -> Section:
 
 
 def kernels() -> str:
-    """What the GPU kernels are compiled by, or why there are none."""
+    """What the GPU kernels are compiled by, or why there are none, or not on every card."""
     try:
         from leanlm.ops import triton_launch
 
         triton_launch.check("cuda")
     except ImportError as error:
         return f"plain torch, slower; {error}"
-    return f"Triton {importlib.metadata.version('triton')}"
+    import torch
+
+    old = {f"cuda:{number}": triton_launch.too_old(number) for number in range(torch.cuda.device_count())}
+    without = (f"plain torch on {name}, slower: {reason}" for name, reason in old.items() if reason)
+    return "; ".join([f"Triton {importlib.metadata.version('triton')}", *without])
 
 
 def operations() -> Section:

@@ -136,7 +136,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", 1
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
         return "out of memory; try a smaller model, or --dtype bfloat16", 1
     return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
 

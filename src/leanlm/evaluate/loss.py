@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from leanlm import runtime
 from leanlm.data.shards import Shards
 from leanlm.model.language_model import LanguageModel
+from leanlm.runtime import device_memory
 
 CHUNK = 512  # tokens per call
 
@@ -55,10 +56,11 @@ def by_token(
     """Nats of every token of one document, float32 [CHUNK] at a time (the last fewer)."""
     run = run or runtime.of(module)
     text = torch.tensor([[start_id, *ids]], dtype=torch.int64, device=module.device)
-    state = module.new_state(1, capacity=text.shape[1])
-    for begin in range(0, text.shape[1] - 1, CHUNK):
-        part = text[:, begin : begin + CHUNK + 1]
-        yield F.cross_entropy(run(part[:, :-1], state).float().flatten(0, 1), part[0, 1:], reduction="none")
+    with device_memory.enough(module, 1, text.shape[1], CHUNK, CHUNK):
+        state = module.new_state(1, capacity=text.shape[1])
+        for begin in range(0, text.shape[1] - 1, CHUNK):
+            part = text[:, begin : begin + CHUNK + 1]
+            yield F.cross_entropy(run(part[:, :-1], state).float().flatten(0, 1), part[0, 1:], reduction="none")
 
 
 def in_windows(module: LanguageModel, held: Shards, length: int) -> Loss:

@@ -13,6 +13,7 @@ from torch import Tensor
 from leanlm import runtime
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
+from leanlm.runtime import device_memory
 
 CHUNK = 512  # tokens of a text read per call
 WORTH = 16  # tokens in common that are worth a copy of the state
@@ -85,7 +86,8 @@ class _Reader:
                 self.skip([self.inputs[part.requests[0]][branch.read : part.read]], begun)
                 yield from self.visit(part, begun)
         for batch in self.batches(ends):
-            yield from self.read(batch, branch.read, state)
+            with device_memory.enough(self.module, len(batch), self.capacity(batch), CHUNK, CHUNK):
+                yield from self.read(batch, branch.read, state)
 
     def parts(self, branch: Branch) -> list[Branch]:
         """The branch in branches that share WORTH tokens more, and single requests, which share no more than it."""

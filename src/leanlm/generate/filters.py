@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leanlm.generate.sampling import MAMBA_SSM, Sampling
+from leanlm.runtime import card
 
 OUT = float("-inf")
 ALONE = threading.Lock()
@@ -45,6 +46,7 @@ def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: 
         if not sampling.greedy:
             numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
         if logits.device.type != "cpu":
+            numbers = None if numbers is None else card.sent(numbers, logits.device)
             return on_device(logits, seen, sampling, numbers).tolist()
         if sampling.greedy:
             return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))
@@ -80,12 +82,12 @@ def likeliest(logits: Tensor) -> list[int]:
 
 
 def draw(distribution: Tensor, numbers: Tensor) -> Tensor:
-    """The tokens [B] at which the cumulated distribution [B, V] passes `numbers` [B] (float64 in [0, 1)).
+    """The tokens [B] at which the cumulated distribution [B, V] passes `numbers` [B] (float64 in [0, 1), on its device).
 
     By inversion and not by torch.multinomial: a seed then means the same on every device, and in any batch.
     """
     reached = distribution.double().cumsum(-1)
-    at = numbers.to(reached.device)[:, None] * reached[:, -1:]
+    at = numbers[:, None] * reached[:, -1:]
     return torch.searchsorted(reached, at, right=True).squeeze(1)
 
 

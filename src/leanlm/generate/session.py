@@ -24,6 +24,7 @@ from leanlm.generate.vocabulary import Vocabulary
 from leanlm.model.config import Attention, ModelConfig
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.state import State
+from leanlm.runtime import device_memory
 
 SNAPSHOTS = 8  # newest turns whose beginning is kept as a state; earlier ones are read again when rewound to
 ROOM = 256  # tokens by which the capacity of full attention grows
@@ -207,8 +208,13 @@ class Session:
         """Run the row, keeping the session whole at every yield; the new pieces of text, or ids."""
         if not row.limit:
             return
+        capacity = len(self.tokens) + row.limit
+        with device_memory.enough(self.model.module, 1, capacity, min(engine.CHUNK, len(row.unread))):
+            yield from self._extend(row, sampling, capacity)
+
+    def _extend(self, row: Row, sampling: Sampling, capacity: int) -> Iterator[str] | Iterator[list[int]]:
         module, turn, v = self.model.module, self.turns[-1], self.vocabulary
-        self._state = with_room(module, self._state, len(self.tokens) + row.limit)
+        self._state = with_room(module, self._state, capacity)
         self._sound = False
         logits = engine.read(module, [row.unread], self._state)
         for _ in engine.extend(module, [row], self._state, logits, sampling, v.size, v.eos_ids):

@@ -34,7 +34,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
         B, L, _ = x.shape
         read = state["position"] if state else torch.zeros(B, dtype=torch.int64)
-        last = (read[:, None] + torch.arange(L)).to(x.device)  # [B, L]: the positions of these tokens
+        last = _sent(read[:, None] + torch.arange(L), x)  # [B, L]: the positions of these tokens
         q, k, v = self.project(x, last, state, segments)
         if segments is None and not (state and read.any()) and (self.config.window is None or self.config.window >= L):
             y = ops.causal_attend(q, _seen(k, state), _seen(v, state), self.scale)
@@ -42,8 +42,11 @@ class Attention(nn.Module):
                 self._write(k, v, last, state)
         else:
             first = self._first(last, state, segments)
-            keys, values, at = self._remember(k, v, last, state)
-            y = ops.attend(q, keys, values, first, last, at, self.scale, self.config.window)
+            if state is None:
+                y = ops.packed_attend(q, k, v, first, self.scale, self.config.window)
+            else:
+                keys, values, at = self._remember(k, v, last, state)
+                y = ops.attend(q, keys, values, first, last, at, self.scale, self.config.window)
         if state:
             state["position"] += L
             if segments is not None:
@@ -85,16 +88,14 @@ class Attention(nn.Module):
 
     def _first(self, last: Tensor, state: Memory | None, segments: Tensor | None) -> Tensor:
         """Where the document of each token began [B, L]."""
-        start = state["start"].to(last.device)[:, None] if state else torch.zeros_like(last[:, :1])
+        start = _sent(state["start"], last)[:, None] if state else torch.zeros_like(last[:, :1])
         if segments is None:
             return start.expand_as(last)
         before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
         return torch.where(segments != before, last, start).cummax(1).values
 
-    def _remember(self, k: Tensor, v: Tensor, last: Tensor, state: Memory | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _remember(self, k: Tensor, v: Tensor, last: Tensor, state: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Write k, v [B, L, H_kv, P] into the memory; returns what the queries may look at and where each key stands."""
-        if state is None:
-            return k, v, last
         L, slots = k.shape[1], state["k"].shape[1]
         used = min(slots, int(state["position"].max()))
         if L == 1 and not k.requires_grad:
@@ -149,6 +150,11 @@ class Attention(nn.Module):
         self.out_proj.reset(out_std)
         if self.conv is not None:
             self.conv.reset()
+
+
+def _sent(numbers: Tensor, beside: Tensor) -> Tensor:
+    """Numbers of the CPU on another tensor's device; a card goes on meanwhile with what it was asked for before."""
+    return numbers.to(beside.device, non_blocking=beside.is_cuda)
 
 
 def _seen(x: Tensor, state: Memory | None) -> Tensor:

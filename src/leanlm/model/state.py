@@ -102,8 +102,8 @@ class State:
         return self._map(lambda t: arena.zeros(t.shape, t.dtype) if t.is_meta else t)
 
     def to(self, device: torch.device | str) -> "State":
-        """The same state on `device`; positions stay on the CPU."""
-        return self._map(lambda t: t if t.dtype == torch.int64 else t.to(device))
+        """A copy of the state on `device`; positions stay on the CPU."""
+        return self._map(lambda t: t.clone() if t.dtype == torch.int64 else t.to(device, copy=True))
 
     def select(self, rows: Sequence[int]) -> "State":
         """A new state holding copies of these rows, in this order; a row may be taken more than once."""

@@ -114,6 +114,11 @@ def causal_attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return implementation("causal_attend", q.device.type)(q, k, v, scale)
 
 
+def packed_attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor, scale: float, window: int | None = None) -> Tensor:
+    """`attend` for documents side by side: S = L, query i sees keys first[b, i] .. i, where the document of token i began."""
+    return implementation("packed_attend", q.device.type)(q, k, v, first, scale, window)
+
+
 def telescope(
     q: Tensor,
     k: Tensor,

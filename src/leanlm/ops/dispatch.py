@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ OPERATIONS = (
     "selective_scan",
     "attend",
     "causal_attend",
+    "packed_attend",
     "telescope",
     "rms_norm",
     "layer_norm",
@@ -37,6 +39,7 @@ OPERATIONS = (
 # (operation, device type) -> implementations, best first; "*" stands for every device.
 TABLE: dict[tuple[str, str], tuple[str, ...]] = {(op, "*"): ("eager", "reference") for op in OPERATIONS}
 TABLE |= {(op, "cuda"): ("triton", "eager", "reference") for op in KERNELS}
+TABLE["packed_attend", "cuda"] = ("flash", "eager", "reference")
 
 
 def implementation(op: str, device: str) -> Callable:
@@ -48,6 +51,15 @@ def explain(op: str, device: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Name of the implementation chosen for `op` on `device`, and (name, reason) of those passed over."""
     _, name, refused = choose(op, device, env.IMPL.get())
     return name, refused
+
+
+def fallbacks(device: str) -> dict[str, str]:
+    """The operations that something else than their best implementation for `device` serves, and why; also those whose kernels
+    turned out not to compile."""
+    passed = {op: explain(op, device)[1] for op in OPERATIONS}
+    found = {op: "; ".join(f"not {name}: {reason}" for name, reason in refused) for op, refused in passed.items() if refused}
+    launch = sys.modules.get("leanlm.ops.triton_launch")  # where kernels are used at all
+    return found | (launch.BROKEN if launch else {})
 
 
 @functools.cache

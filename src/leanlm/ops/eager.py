@@ -274,7 +274,14 @@ def causal_attend(q, k, v, scale):
     return _sdpa(q, k, v, scale, causal=True)
 
 
+def packed_attend(q, k, v, first, scale, window=None):
+    last = torch.arange(q.shape[1], device=q.device).expand_as(first)
+    return attend(q, k, v, first, last, last, scale, window)
+
+
 def _sdpa(q, k, v, scale, mask=None, causal=False):
+    if _scores_would_be_held(q, k, mask):
+        k, v = (t.repeat_interleave(q.shape[2] // k.shape[2], 2) for t in (k, v))
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -285,6 +292,12 @@ def _sdpa(q, k, v, scale, mask=None, causal=False):
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return y.transpose(1, 2)
+
+
+def _scores_would_be_held(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """On a GPU torch knows of shared key/value heads in its flash kernel alone, which takes 16 bits and no mask; elsewhere it
+    holds every score."""
+    return q.is_cuda and q.shape[2] != k.shape[2] and (mask is not None or q.dtype not in HALF)
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

@@ -123,6 +123,11 @@ def causal_attend(q, k, v, scale):
     return attend(q, k, v, torch.zeros_like(positions), positions, positions, scale)
 
 
+def packed_attend(q, k, v, first, scale, window=None):
+    positions = torch.arange(q.shape[1], device=q.device).expand(q.shape[:2])
+    return attend(q, k, v, first, positions, positions, scale, window)
+
+
 def rms_norm(x, weight, eps, round_first=False):
     v = exact(x)
     v = v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps)

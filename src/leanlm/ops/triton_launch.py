@@ -42,22 +42,38 @@ def check(device: str) -> None:
         return
     if device != "cuda":
         raise ImportError(f"kernels run on CUDA devices; on a {device} only for tests, under {env.TRITON_INTERPRET.name}=1")
-    for number in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_capability(number)
-        if found < CAPABILITY:
-            name, needed = torch.cuda.get_device_name(number), ".".join(map(str, CAPABILITY))
-            raise ImportError(f"{name} has compute capability {'.'.join(map(str, found))} and the kernels need {needed}")
+    old = [too_old(number) for number in range(torch.cuda.device_count())]
+    if old and all(old):
+        raise ImportError(old[0])
+
+
+def too_old(number: int) -> str:
+    """Why kernels cannot run on this card; empty where they can."""
+    found = torch.cuda.get_device_capability(number)
+    if found >= CAPABILITY:
+        return ""
+    found, needed = (".".join(map(str, capability)) for capability in (found, CAPABILITY))
+    return f"{torch.cuda.get_device_name(number)} has compute capability {found} and the kernels need {needed}"
+
+
+@functools.cache
+def left_to_torch(device: torch.device) -> bool:
+    """Whether kernels cannot run on this one of several devices, which is said once."""
+    reason = too_old(device.index) if device.type == "cuda" else ""
+    if reason:
+        warnings.warn(f"no GPU kernels on {device}, plain torch serves instead, slower: {reason}", stacklevel=3)
+    return bool(reason)
 
 
 def guarded(op: str, kernels: Callable, plain: Callable) -> Callable:
-    """`kernels`, with `plain` in its place for float64 and for tensors without elements, and from then on where a kernel does
-    not compile. torch.compile leaves it as it is."""
+    """`kernels`, with `plain` in its place for float64, for tensors without elements and on cards that are too old, and from
+    then on where a kernel does not compile. torch.compile leaves it as it is."""
 
     @torch.compiler.disable
     @functools.wraps(plain)
     def run(*arguments, **named):
         tensors = [t for t in (*arguments, *named.values()) if isinstance(t, Tensor)]
-        if op in BROKEN or any(t.dtype == torch.float64 or not t.numel() for t in tensors):
+        if op in BROKEN or left_to_torch(tensors[0].device) or any(t.dtype == torch.float64 or not t.numel() for t in tensors):
             return plain(*arguments, **named)
         try:
             with torch.cuda.device_of(tensors[0]):

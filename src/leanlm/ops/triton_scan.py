@@ -89,11 +89,23 @@ def _effects(operands: Operands, dy: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def _channels(A, D, N, BD: tl.constexpr, BN: tl.constexpr):
+    """A program's channels [BD] and their states [BN]; where these lie among all [BD, BN], whether they do, and A there."""
+    d, n = tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BN)
+    place, there = d[:, None] * N + n, (d[:, None] < D) & (n < N)
+    return d, n, place, there, tl.load(A + place, there, 0.0)
+
+
+@triton.jit
+def _at_token(x, row, t, at, width, xb, xl):
+    """x [b, L, width] at places `at` of a token, in float32; 0 beyond."""
+    return tl.load(x + row * xb + t * xl + at, at < width, 0.0).to(tl.float32)
+
+
+@triton.jit
 def _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl):
     """x and dt of a token [BD], and whether it continues the state."""
-    there = d < D
-    value = tl.load(x + row * xb + t * xl + d, there, 0.0).to(tl.float32)
-    step = tl.load(dt + row * sb + t * sl + d, there, 0.0).to(tl.float32)
+    value, step = _at_token(x, row, t, d, D, xb, xl), _at_token(dt, row, t, d, D, sb, sl)
     goes_on = 1.0
     if begins is not None:
         goes_on = 1.0 - tl.load(begins + row * L + t).to(tl.float32)
@@ -107,9 +119,7 @@ def _effects_kernel(
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     chunk, row = at % chunks, at // chunks
-    d, n = tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BN)
-    place, there = d[:, None] * N + n, (d[:, None] < D) & (n < N)
-    rate = tl.load(A + place, there, 0.0)
+    d, n, place, there, rate = _channels(A, D, N, BD, BN)
     state, left = tl.zeros([BD, BN], tl.float32), tl.full([BD, BN], 1.0, tl.float32)
     count = tl.minimum(L - chunk * Q, Q)
     for number in range(count):
@@ -117,13 +127,13 @@ def _effects_kernel(
             t = chunk * Q + number
             value, step, goes_on = _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl)
             decay = tl.exp(step[:, None] * rate) * goes_on
-            b = tl.load(B + row * bb + t * bl + n, n < N, 0.0).to(tl.float32)
+            b = _at_token(B, row, t, n, N, bb, bl)
             state = decay * state + (step * value)[:, None] * b
         else:
             t = chunk * Q + count - 1 - number
             _, step, goes_on = _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl)
             decay = tl.exp(step[:, None] * rate) * goes_on
-            c = tl.load(C + row * cb + t * cl + n, n < N, 0.0).to(tl.float32)
+            c = _at_token(C, row, t, n, N, cb, cl)
             out = tl.load(dy + (row * L + t) * D + d, d < D, 0.0).to(tl.float32)
             state = decay * (state + out[:, None] * c)
         left *= decay
@@ -138,17 +148,15 @@ def _outputs_kernel(
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     chunk, row = at % chunks, at // chunks
-    d, n = tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BN)
-    place, there = d[:, None] * N + n, (d[:, None] < D) & (n < N)
-    rate = tl.load(A + place, there, 0.0)
+    d, n, place, there, rate = _channels(A, D, N, BD, BN)
     state = tl.zeros([BD, BN], tl.float32)
     if starts is not None:
         state = tl.load(starts + at * D * N + place, there, 0.0)
     for number in range(tl.minimum(L - chunk * Q, Q)):
         t = chunk * Q + number
         value, step, goes_on = _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl)
-        b = tl.load(B + row * bb + t * bl + n, n < N, 0.0).to(tl.float32)
-        c = tl.load(C + row * cb + t * cl + n, n < N, 0.0).to(tl.float32)
+        b = _at_token(B, row, t, n, N, bb, bl)
+        c = _at_token(C, row, t, n, N, cb, cl)
         state = tl.exp(step[:, None] * rate) * goes_on * state + (step * value)[:, None] * b
         tl.store(y + (row * L + t) * D + d, tl.sum(state * c, 1).to(y.dtype.element_ty), d < D)
     if chunk == chunks - 1:
@@ -183,9 +191,7 @@ def _backward_kernel(
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     row, batch = slot // groups, tl.num_programs(0) // groups
-    d, n = tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BN)
-    place, there = d[:, None] * N + n, (d[:, None] < D) & (n < N)
-    rate = tl.load(A + place, there, 0.0)
+    d, n, place, there, rate = _channels(A, D, N, BD, BN)
     drate = tl.zeros([BD, BN], tl.float32)
     for chunk in range(slot % groups, chunks, groups):
         count = tl.minimum(L - chunk * Q, Q)
@@ -198,7 +204,7 @@ def _backward_kernel(
             value, step, goes_on = _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl)
             state *= goes_on
             tl.store(scratch + (slot * Q + number) * D * N + place, state, there)
-            b = tl.load(B + row * bb + t * bl + n, n < N, 0.0).to(tl.float32)
+            b = _at_token(B, row, t, n, N, bb, bl)
             state = tl.exp(step[:, None] * rate) * state + (step * value)[:, None] * b
         tl.debug_barrier()  # what was stored is read again
         dstate = tl.load(ends + at, there, 0.0)
@@ -206,8 +212,8 @@ def _backward_kernel(
             number = count - 1 - back
             t = chunk * Q + number
             value, step, goes_on = _token(x, dt, begins, row, t, L, d, D, xb, xl, sb, sl)
-            b = tl.load(B + row * bb + t * bl + n, n < N, 0.0).to(tl.float32)
-            c = tl.load(C + row * cb + t * cl + n, n < N, 0.0).to(tl.float32)
+            b = _at_token(B, row, t, n, N, bb, bl)
+            c = _at_token(C, row, t, n, N, cb, cl)
             out = tl.load(dy + (row * L + t) * D + d, d < D, 0.0).to(tl.float32)
             decay = tl.exp(step[:, None] * rate)
             kept = decay * tl.load(scratch + (slot * Q + number) * D * N + place, there, 0.0)

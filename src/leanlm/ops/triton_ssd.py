@@ -106,6 +106,12 @@ def _added(shape: Shape, values, weight, keys, dots) -> Tensor:
     return out
 
 
+@triton.jit
+def _tokens(x, row, t, part, at, L, width, xb, xl, xp):
+    """x [b, L, parts, width] at tokens t [Q, 1] of a row and at places `at` of one part, in float32; 0 beyond."""
+    return tl.load(x + row * xb + t * xl + part * xp + at, (t < L) & (at < width), 0.0).to(tl.float32)
+
+
 @tuned(key=("P", "N", "Q", "DOTS"))
 @triton.jit
 def _added_kernel(
@@ -118,9 +124,9 @@ def _added_kernel(
     n = tl.program_id(1) % tl.cdiv(N, BN) * BN + tl.arange(0, BN)
     q = tl.arange(0, Q)
     t = (chunk * Q + q)[:, None]
-    v = tl.load(values + row * vb + t * vl + head * vh + p, (t < L) & (p < P), 0.0).to(tl.float32)
+    v = _tokens(values, row, t, head, p, L, P, vb, vl, vh)
     v *= tl.load(weight + at * Q + q)[:, None]
-    k = tl.load(keys + row * kb + t * kl + head // per_group * kg + n, (t < L) & (n < N), 0.0).to(tl.float32)
+    k = _tokens(keys, row, t, head // per_group, n, L, N, kb, kl, kg)
     place = p[:, None] * N + n
     tl.store(out + at * P * N + place, tl.dot(tl.trans(v), k, input_precision=DOTS), (p[:, None] < P) & (n < N))
 
@@ -168,13 +174,13 @@ def _seen_kernel(
     carried = tl.zeros([Q, BP], tl.float32)
     for start in range(0, N, BN):
         n = start + tl.arange(0, BN)
-        mine = tl.load(own + row * ab + t * al + group * ag + n, (t < L) & (n < N), 0.0).to(tl.float32)
-        theirs = tl.load(other + row * ob + t * ol + group * og + n, (t < L) & (n < N), 0.0).to(tl.float32)
+        mine = _tokens(own, row, t, group, n, L, N, ab, al, ag)
+        theirs = _tokens(other, row, t, group, n, L, N, ob, ol, og)
         held = tl.load(states + at * P * N + p[:, None] * N + n, (p[:, None] < P) & (n < N), 0.0)
         scores = tl.dot(mine, tl.trans(theirs), scores, input_precision=DOTS)
         carried = tl.dot(mine, tl.trans(held), carried, input_precision=DOTS)
     scores *= _decay_between(high, low, documents, at, row * chunks + chunk, LATER, Q)
-    v = tl.load(values + row * vb + t * vl + head * vh + p, (t < L) & (p < P), 0.0).to(tl.float32)
+    v = _tokens(values, row, t, head, p, L, P, vb, vl, vh)
     carried *= tl.load(share + at * Q + q)[:, None]
     found = tl.dot(scores, v, carried, input_precision=DOTS)
     place = ((row * L + t) * H + head) * P + p
@@ -237,8 +243,8 @@ def _pairs_kernel(
     scores = tl.zeros([Q, Q], tl.float32)
     for start in range(0, N, BN):
         n = start + tl.arange(0, BN)
-        c = tl.load(C + row * cb + t * cl + group * cg + n, (t < L) & (n < N), 0.0).to(tl.float32)
-        b = tl.load(B + row * bb + t * bl + group * bg + n, (t < L) & (n < N), 0.0).to(tl.float32)
+        c = _tokens(C, row, t, group, n, L, N, cb, cl, cg)
+        b = _tokens(B, row, t, group, n, L, N, bb, bl, bg)
         scores = tl.dot(c, tl.trans(b), scores, input_precision=DOTS)
     later = (q[:, None] < q[None, :]).to(tl.float32)
     total = tl.zeros([Q, Q], tl.float32)
@@ -248,8 +254,8 @@ def _pairs_kernel(
         products = tl.zeros([Q, Q], tl.float32)
         for start in range(0, P, BP):
             p = start + tl.arange(0, BP)
-            v = tl.load(x + row * xb + t * xl + head * xh + p, (t < L) & (p < P), 0.0).to(tl.float32)
-            d = tl.load(dy + row * yb + t * yl + head * yh + p, (t < L) & (p < P), 0.0).to(tl.float32)
+            v = _tokens(x, row, t, head, p, L, P, xb, xl, xh)
+            d = _tokens(dy, row, t, head, p, L, P, yb, yl, yh)
             products = tl.dot(d, tl.trans(v), products, input_precision=DOTS)
         products *= _decay_between(high, low, documents, heads_at, chunk_at, False, Q)
         total += products
@@ -288,8 +294,8 @@ def _shared_kernel(
     q = tl.arange(0, Q)
     t = (chunk * Q + q)[:, None]
     n = tl.program_id(2) * BN + tl.arange(0, BN)
-    mine = tl.load(own + row * ab + t * al + group * ag + n, (t < L) & (n < N), 0.0).to(tl.float32)
-    theirs = tl.load(other + row * ob + t * ol + group * og + n, (t < L) & (n < N), 0.0).to(tl.float32)
+    mine = _tokens(own, row, t, group, n, L, N, ab, al, ag)
+    theirs = _tokens(other, row, t, group, n, L, N, ob, ol, og)
     pairs = tl.load(each + part * Q * Q + q[:, None] * Q + q)
     if LATER:
         pairs = tl.trans(pairs)
@@ -301,7 +307,7 @@ def _shared_kernel(
         carried = tl.zeros([Q, BN], tl.float32)
         for start in range(0, P, BP):
             p = start + tl.arange(0, BP)
-            v = tl.load(values + row * vb + t * vl + head * vh + p, (t < L) & (p < P), 0.0).to(tl.float32)
+            v = _tokens(values, row, t, head, p, L, P, vb, vl, vh)
             held = tl.load(states + heads_at * P * N + p[:, None] * N + n, (p[:, None] < P) & (n < N), 0.0)
             carried = tl.dot(v * left, held, carried, input_precision=DOTS)
         total += carried

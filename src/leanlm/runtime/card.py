@@ -16,6 +16,17 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def release(device: torch.device) -> None:
+    """Gives the memory that no tensor has back to the device, for other processes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device. Through pinned memory, so that nobody waits for what a card is doing meanwhile."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def describe(number: int) -> str:
     """Name, compute capability, memory and multiprocessors."""
     found = torch.cuda.get_device_properties(number)

@@ -73,6 +73,29 @@ class Versions:
         return list(map(_version, self.tensors))
 
 
+def tables(module: nn.Module) -> list[dict[str, object]]:
+    """Where a module and those inside it keep parameters, buffers and modules."""
+    return [table for one in module.modules() for table in (one._parameters, one._buffers, one._modules) if table]
+
+
+class Placement:
+    """Where the weights of a module lie, whatever is written there."""
+
+    def __init__(self, module: nn.Module):
+        self.registrations = registrations()
+        self.registered = self.registrations.count
+        self.memory = Memory(tables(module))
+
+    def same(self, closely: bool) -> bool:
+        """Whether they still do. At a glance only what is given to modules as attributes is seen, closely also other tables
+        and what `.data` is."""
+        registered = self.registrations.count
+        if not closely and registered == self.registered:
+            return True
+        self.registered = registered
+        return self.memory.same()
+
+
 class Snapshot:
     """The weights of a module, which it does not keep alive.
 
@@ -84,13 +107,12 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module):
-        inside = list(module.modules())
         self.registrations = registrations()
         self.registered = self.registrations.count
         self.versions = Versions(module.parameters())
-        self.everything = Memory([t for one in inside for t in (one._parameters, one._buffers, one._modules) if t])
+        self.everything = Memory(tables(module))
         self.buffers = Versions(module.buffers())
-        matrices = {id(one.weight) for one in inside if isinstance(one, Matrix)}
+        matrices = {id(one.weight) for one in module.modules() if isinstance(one, Matrix)}
         self.small = [weight.detach() for weight in module.parameters() if id(weight) not in matrices]
         self.values = [weight.clone() for weight in self.small]
 
