@@ -85,8 +85,3 @@ def test_a_damaged_file_is_named(rows, kept, tmp_path):
     (tmp_path / kept_logits.name(0)).write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="rows-00000000"):
         Kept(rows, tmp_path).batch(0, 1)
-
-
-def test_all_tokens_are_too_many(rows, tmp_path):
-    with pytest.raises(UsageError, match="300 of the teacher's 300 tokens"):
-        Kept(rows, tmp_path).fill(Known(), 1, 300, ALONE, lambda _: None)

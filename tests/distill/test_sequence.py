@@ -16,7 +16,7 @@ import tiny_distillations
 from leanlm.checkpoint import distributed
 from leanlm.distill import lesson, sequence, stages
 from leanlm.distill.teacher import Teacher
-from leanlm.errors import NotFound, UsageError
+from leanlm.errors import CheckpointError, NotFound, UsageError
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed, TernaryWeight
 from leanlm.train import checkpoints
@@ -91,14 +91,16 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bits(done, teacher, tmp_path
 
 
 def test_a_stage_is_entered_again(done, teacher, tmp_path):
-    """The last with more steps; an earlier one makes those after it begin anew, and says so."""
+    """The last with more steps; an earlier one when those after it are gone, which began from its former end."""
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
     more = student(done[0].parent, teacher, "distill.stages.logits.schedule={steps=8}")
     assert sequence.distil(more, folder)["tokens"] == (6 + 6 + 8) * 4 * 24
     earlier = student(done[0].parent, teacher, "distill.stages.states.schedule={steps=8}")
-    with pytest.raises(UsageError, match="3-logits: began from another end of 2-states"):
+    before = checkpoints.complete(folder / "2-states")
+    with pytest.raises(UsageError, match="3-logits: began without what 2-states comes to"):
         sequence.distil(earlier, folder)
+    assert checkpoints.complete(folder / "2-states") == before
     shutil.rmtree(folder / "3-logits")
     sequence.distil(earlier, folder)
 
@@ -121,7 +123,7 @@ def test_a_stage_alone(teacher, tmp_path):
     assert sorted(path.name for path in folder.glob("?-*")) == ["2-states"]
     with pytest.raises(UsageError, match="no stage 'state'; it has matrices, states, logits"):
         sequence.distil(recipe, folder, only=("state",))
-    with pytest.raises(UsageError, match="2-states: began from the teacher, not 1-matrices; remove this folder"):
+    with pytest.raises(UsageError, match="2-states: began without what 1-matrices comes to; remove this folder"):
         sequence.distil(recipe, folder)
 
 
@@ -241,6 +243,50 @@ def test_a_teacher_of_another_vocabulary_is_refused(teacher, tmp_path):
         later = f"distill.stages.logits={{distill={{teacher='{other}', top_k={top_k}}}}}"
         with pytest.raises(UsageError, match="has 310 tokens, the student 300"):
             sequence.distil(student(tmp_path, teacher, later), tmp_path / "run")
+
+
+def test_a_refused_recipe_leaves_the_folder_as_it_was(done, teacher, tmp_path):
+    """Another teacher's tokenizer and config stay outside; logits too many to be kept can be made fewer."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(done[0], folder)
+    shutil.copytree(teacher, other)
+    (other / "tokenizer_config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    with pytest.raises(UsageError, match=r"holds a run with another distill\.teacher"):
+        sequence.distil(student(done[0].parent, other), folder)
+    assert {path: path.read_bytes() for path in folder.glob("*.json")} == before
+    with pytest.raises(UsageError, match="5000 of the teacher's 300 tokens; keep fewer"):
+        sequence.distil(student(tmp_path, teacher, "distill.top_k=5000"), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_lies_in_the_folder_is_checked_before_anything_is_trained(teacher, tmp_path):
+    recipe, folder = student(tmp_path, teacher), tmp_path / "run"
+    sequence.distil(recipe, folder, only=("matrices", "logits"))
+    with pytest.raises(UsageError, match="3-logits: began without what 2-states comes to"):
+        sequence.distil(recipe, folder)
+    assert not (folder / "2-states").exists()
+
+
+def test_a_stage_that_never_took_a_step_has_not_begun(teacher, tmp_path, monkeypatch):
+    recipe, folder = student(tmp_path, teacher), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="no text today"):
+        patch.setattr(lesson.Lesson, "material", lambda *_: (_ for _ in ()).throw(UsageError("no text today")))
+        sequence.distil(recipe, folder, only=("states",))
+    assert (folder / "2-states" / "begun.json").is_file()
+    found = sequence.distil(recipe, folder)
+    assert len(found["stages"]) == 3 and "1-matrices" in (folder / "2-states" / "begun.json").read_text()
+
+
+def test_a_corpus_is_what_was_made(done, teacher, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    (shard,) = (folder / "corpus" / "data").glob("*.bin")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match=shard.name):
+        sequence.distil(student(done[0].parent, teacher), folder)
 
 
 def test_a_log_that_is_gone_is_not_missed(done, teacher, tmp_path):

@@ -49,6 +49,20 @@ def test_a_stage_holds_its_teacher(teacher, tmp_path):
     assert aligned.footprint.passing > 2 * 4 * 4 * 2048 * 2048  # of one window
 
 
+def test_kept_logits_do_without_the_teacher(teacher, tmp_path):
+    """In memory; it has read every token once all the same."""
+    cluster, config = Cluster(hardware.named("h100"), 4, 4), config_of(str(teacher))
+    stage = stages.of(student(tmp_path, teacher, "distill.top_k=8"))[2]
+    made = plan.make(stage.recipe, cluster, teacher=config)
+    assert made.footprint.teacher == 0 < made.teaching
+
+
+def test_what_cannot_be_distilled_has_no_plan(teacher, tmp_path, capsys):
+    path = student_file(tmp_path, teacher)
+    assert main(["train", str(path), "--plan", "--set", "distill.top_k=300"]) == 2
+    assert "keep fewer" in capsys.readouterr().err
+
+
 def test_every_stage_has_a_plan(teacher, tmp_path, capsys):
     """Without its teacher where this machine does not have it; nothing is downloaded."""
     path = student_file(tmp_path, teacher)

@@ -62,14 +62,20 @@ def test_a_layer_in_training_goes_through_it_where_the_table_says_so(kernel, mon
     layer, x = Attention(16, Config(4, 2, 8, window=5, rope=Rope(8))), torch.randn(2, 12, 16)
     layer.reset(0.3, 0.3)
     marks = torch.tensor([[0] * 4 + [1] * 8, [0] * 12])
+    called, packed_attend = [], flash.packed_attend
+    monkeypatch.setattr(flash, "packed_attend", lambda *given: called.append(1) or packed_attend(*given))
     found = layer(x, None, marks)
+    assert called == [1]
     monkeypatch.delitem(dispatch.TABLE, ("packed_attend", "cpu"))
     torch.testing.assert_close(found, layer(x, None, marks), atol=1e-5, rtol=1e-4)
 
 
 def test_what_the_kernel_does_not_take_is_left_to_plain_torch():
-    for q in (torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), torch.zeros(1, 2, 3, 264).half()):
-        assert not flash.taken(q)  # neither lies on a card
+    for dtype, width in ((torch.float32, 8), (torch.bfloat16, 12), (torch.float16, 264)):
+        assert not flash.fits(torch.zeros(1, 2, 3, width, dtype=dtype))
+    for dtype, width in ((torch.bfloat16, 8), (torch.float16, 256)):
+        here = torch.zeros(1, 2, 3, width, dtype=dtype)
+        assert flash.fits(here) and not flash.taken(here)  # which lies on no card
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)

@@ -247,12 +247,13 @@ def test_states_made_in_inference_mode_have_graphs_of_their_own(captures):
 
 
 @torch.no_grad()
-def test_weights_moved_beneath_are_noticed_with_the_next_prompt(captures):
+@pytest.mark.parametrize("prompt", [1, 5])
+def test_weights_moved_beneath_are_noticed_with_the_next_prompt(captures, prompt):
     module = model(HYBRID)
     run = CudaGraphRuntime(module)
     follow(module, run, capacity=40)
     module.norm.weight.data = torch.randn_like(module.norm.weight)
-    follow(module, run, capacity=40)
+    follow(module, run, prompt=prompt, capacity=40)
     assert len(captures) == 2
 
 

@@ -9,7 +9,8 @@ import torch
 import tiny_runs
 from leanlm.errors import LeanLMError
 from leanlm.model import flops
-from leanlm.train import hardware, loop, memory
+from leanlm.runtime import device_memory
+from leanlm.train import hardware, loop
 from leanlm.train.loop import train
 
 
@@ -68,7 +69,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    assert not memory.ran_out(RuntimeError("shapes do not match"))
+    assert not device_memory.ran_out(RuntimeError("shapes do not match"))
     monkeypatch.setattr(loop, "step", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         train(tiny_runs.recipe(tmp_path), tmp_path / "run")

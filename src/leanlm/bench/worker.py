@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from leanlm.errors import CheckFailed, CheckpointError, LeanLMError, NotFound, OutOfMemory, UsageError, first_line
+from leanlm.runtime import device_memory
 
 KINDS = {  # what a process may be: module and class
     "prepare": ("leanlm.bench.subject", "Preparation"),
@@ -28,7 +29,6 @@ KINDS = {  # what a process may be: module and class
     "train-transformers": ("leanlm.bench.training", "Theirs"),
 }
 ERRORS = {error.__name__: error for error in (LeanLMError, UsageError, NotFound, CheckpointError, CheckFailed, OutOfMemory)}
-NO_MEMORY = ("MemoryError", "OutOfMemoryError")  # the second is torch's
 
 
 class Worker:
@@ -102,7 +102,7 @@ def answers(kind: str, requests: Iterator[bytes]) -> Iterator[dict]:
         except Exception as error:  # whatever another program fails with is for the parent to tell
             name = type(error).__name__
             told = f"{kind} failed ({request['call']}): {name}: {first_line(error)}"
-            answer = {"error": told, "kind": OutOfMemory.__name__ if name in NO_MEMORY else name}
+            answer = {"error": told, "kind": OutOfMemory.__name__ if device_memory.ran_out(error) else name}
         if answer.get("kind") == OutOfMemory.__name__ and hasattr(side, "clear"):
             side.clear()
         yield answer

@@ -137,7 +137,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
-        return "out of memory; try a smaller model, or --dtype bfloat16", 1
+        return "out of memory; try a smaller model, or weights of fewer bits", 1
     return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
 
 

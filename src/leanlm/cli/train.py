@@ -99,10 +99,13 @@ def runs(settings) -> Iterator[tuple]:
     for stage in stages.of(settings):
         name = stage.recipe.distill.teacher
         try:
-            yield stage.recipe, teacher.config_of(name, offline=True)
+            config = teacher.config_of(name, offline=True)
         except NotFound:
             print(f"warning: {name} is not on this machine: the plan of {stage.name} is without it", file=sys.stderr)
             yield stage.recipe, None
+        else:
+            stages.check(stage, config)
+            yield stage.recipe, config
 
 
 def find_lr(command: Command, settings, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A teacher's most probable tokens for every row of a run, kept on disk, so that it runs once and may be gone afterwards.
 
-kept.json                  the teacher, K, and the fingerprint of the rows
+kept.json                  the teacher, a checksum of its weights, K, and the fingerprint of the rows
 rows-00000000.safetensors  of the first ROWS rows of the run: `ids` int32 and `log_p` float16 [rows, L, K]
 """
 
@@ -73,13 +73,11 @@ class Kept:
 
     def fill(self, teacher: Teacher, count: int, top_k: int, processes: Processes, note: Note) -> None:
         """Have the teacher read the rows up to `count` that are not kept yet, the processes in turn a file each; a file is
-        whole or not there. Raises UsageError where the teacher knows no more than `top_k` tokens."""
+        whole or not there."""
         absent = processes.gather(self.missing(count))[0]
         if not absent:
             return
         model = teacher.module
-        if not 0 < top_k < model.config.vocab_size:
-            raise UsageError(f"distill.top_k: {top_k} of the teacher's {model.config.vocab_size} tokens; keep fewer")
         for done in range(0, len(absent), processes.size):
             mine = done + processes.rank < len(absent)
             block = absent[done + processes.rank] if mine else absent[-1]  # all read: a sharded teacher needs everyone

@@ -63,9 +63,10 @@ class Lesson:
         origin = origins.fresh(recipe)
         tokenizer = Tokenizer.from_folder(self.folder) if (self.folder / MAIN).is_file() else None
         origin = replace(origin, tokenizer=tokenizer)
-        same_beginning(self.before, folder)
         if checkpoints.complete(folder):
             return origin
+        with replacing(folder) as aside:
+            aside(BEGUN).write_text(json.dumps(beginning(self.before)) + "\n", encoding="utf-8")
         if self.before is None:
             teacher = self.teacher.read()
             student.begin(teacher, origin.module, recipe.distill.init, recipe.seed)
@@ -113,19 +114,19 @@ def _learns_as(recipe: Recipe, before: Path) -> bool:
     return (now.compare, now.freeze_mlp) == (then.compare, then.freeze_mlp)
 
 
-def same_beginning(before: Path | None, folder: Path) -> None:
-    """Write down what a stage begins with: the run `before` it, or the teacher. Raises UsageError where it began otherwise, or
-    the stage before it has been trained on since."""
-    now = {"stage": "the teacher"}
-    if before is not None:
-        checkpoint = checkpoints.complete(before)[-1]
-        checksum = sha256(checkpoint / checkpoints.MANIFEST)
-        now = {"stage": before.name, "checkpoint": checkpoint.name, "sha256": checksum}
-    if (folder / BEGUN).is_file():
-        then = read_json(folder / BEGUN)
-        if then != now:
-            what = f"another end of {now['stage']}" if then["stage"] == now["stage"] else f"{then['stage']}, not {now['stage']}"
-            raise UsageError(f"{folder}: began from {what}; remove this folder to begin the stage again")
+def beginning(before: Path | None) -> dict:
+    """What a stage begins with: the run `before` it, as far as it has come, or the teacher."""
+    if before is None:
+        return {"stage": "the teacher"}
+    checkpoint = checkpoints.complete(before)[-1]
+    return {"stage": before.name, "checkpoint": checkpoint.name, "sha256": sha256(checkpoint / checkpoints.MANIFEST)}
+
+
+def check_beginning(before: Path | None, folder: Path) -> None:
+    """Raises UsageError where the run in `folder` has begun otherwise, or the stage before it has been trained on since."""
+    if not (folder / BEGUN).is_file():
         return
-    with replacing(folder) as aside:
-        aside(BEGUN).write_text(json.dumps(now) + "\n", encoding="utf-8")
+    now, then = beginning(before), read_json(folder / BEGUN)
+    if then != now:
+        what = f"another end of {now['stage']}" if then["stage"] == now["stage"] else f"{then['stage']}, not {now['stage']}"
+        raise UsageError(f"{folder}: began from {what}; remove this folder to begin the stage again")

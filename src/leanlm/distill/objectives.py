@@ -10,8 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from leanlm.data.batches import IGNORED, Batch
 from leanlm.distill import student
-from leanlm.errors import UsageError
-from leanlm.model.config import Telescoping
 from leanlm.model.language_model import LanguageModel, ordinals
 from leanlm.model.state import State
 from leanlm.train.loss import Objective
@@ -62,13 +60,7 @@ class Matrices(Taught):
 
     def __init__(self, model: LanguageModel, teacher: LanguageModel):
         super().__init__(model, teacher)
-        new = [model.config.layers[i][0] for i in self.changed]
-        if any(isinstance(mixer, Telescoping) for mixer in new):
-            raise UsageError("a telescoping cache has the teacher's own projections, and no matrix to align: begin with states")
-        if any(getattr(mixer, "d_per_channel", False) for mixer in new):
-            raise UsageError(
-                "a mixer with a D for every channel is no matrix per head: make it one per head, or begin with states"
-            )
+        student.check_matrices(model.config, self.changed)
         mixers = [model.layers[i][0].mixer for i in self.changed]
         self.learn(*mixers)
         for mixer in mixers:

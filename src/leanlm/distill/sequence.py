@@ -6,7 +6,6 @@ report.json       what became of it           model/          the student in its
 """
 
 import dataclasses
-import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -17,16 +16,15 @@ import torch
 from leanlm.checkpoint import locate
 from leanlm.checkpoint import tokenizer as tokenizers
 from leanlm.checkpoint.tokenizer import MAIN, Tokenizer
-from leanlm.distill import outcome, stages, student
+from leanlm.distill import outcome, stages
 from leanlm.distill import teacher as teachers
-from leanlm.distill.lesson import Corpus, Lesson, same_beginning
+from leanlm.distill.lesson import Corpus, Lesson, check_beginning
 from leanlm.distill.stages import Stage
 from leanlm.distill.teacher import Teacher
-from leanlm.errors import LeanLMError, UsageError
+from leanlm.errors import LeanLMError, NotFound, UsageError
 from leanlm.families import catalog
-from leanlm.model.config import ModelConfig
+from leanlm.train import checkpoints, run, start
 from leanlm.train import origin as origins
-from leanlm.train import run, start
 from leanlm.train.loop import train
 from leanlm.train.processes import joined
 from leanlm.train.recipe import Recipe
@@ -41,7 +39,8 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None, only: tu
     what report.json then says of all that are done, or None where a stage's time was up.
 
     A stage begins where the last one before it that is done ended, the first with the teacher; those that are done are left
-    alone. Raises UsageError where they were done with another recipe, or the one before them has been trained on since.
+    alone. Raises UsageError, before anything is trained, where what lies in the folder was made by another recipe or began
+    otherwise, or a stage cannot learn of its teacher; NotFound where a teacher is not there.
     Every process that torchrun or srun started calls this. Ctrl-C is heard as `train` hears it.
     """
     planned, teacher, done = stages.of(recipe, only), None, []
@@ -51,20 +50,18 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None, only: tu
         def note(text: str) -> None:
             report(Report(0, recipe.steps, note=text))
 
+        asked = [stage for stage in planned if not only or stage.name in only]
+        processes.first(lambda: _check(planned, asked, folder))
         corpus = processes.first(lambda: _corpus(planned, recipe, folder, note))
         for stage in planned:
             where, settings = folder / stage.folder, stage.recipe
-            before = folder / done[-1].folder if done else None
-            if stages.finished(stage, where):
-                run.check_same(settings, where)
-                processes.first(functools.partial(same_beginning, before, where))
-            elif only and stage.name not in only:
-                _pass_over(stage, planned, only, where)
-                continue
-            else:
+            if not stages.finished(stage, where):
+                if stage not in asked:
+                    continue
                 note(f"stage {stage.number} of {len(planned)}: {stage.name}")
                 if teacher is None or (teacher.name, teacher.compute) != (settings.distill.teacher, settings.compute):
                     teacher = Teacher(settings.distill.teacher, settings.compute, processes)
+                before = folder / done[-1].folder if done else None
                 if train(settings, where, report, Lesson(teacher, before, folder, corpus, note).task, processes) is None:
                     return None
             done.append(stage)
@@ -74,17 +71,35 @@ def distil(recipe: Recipe, folder: Path, report: Tell = lambda _: None, only: tu
         return processes.first(lambda: _concluded(done, folder, corpus, device) if processes.leader else outcome.read(folder))
 
 
-def _pass_over(stage: Stage, planned: list[Stage], only: tuple[str, ...], where: Path) -> None:
-    """Raises UsageError where a stage that is not asked for is half done, and one after it would begin without it."""
-    later = [other.name for other in planned[stage.number :] if other.name in only]
-    if later and (where / run.RECIPE).is_file():
-        raise UsageError(f"{where}: is not done, and {later[0]} would begin without it; finish it, or remove this folder")
+def _check(planned: list[Stage], asked: list[Stage], folder: Path) -> None:
+    """Raises UsageError where what lies in the folder is not what the recipe's stages would make in turn: nothing is trained
+    before it has to be thrown away."""
+    before, undone = None, None
+    for stage in planned:
+        stages.check(stage, teachers.config_of(stage.recipe.distill.teacher, folder))
+        where = folder / stage.folder
+        begun = bool(checkpoints.complete(where))
+        if (where / run.RECIPE).is_file():
+            run.check_same(stage.recipe, where)
+        if begun and undone:
+            raise UsageError(f"{where}: began without what {undone} comes to; remove this folder to train {undone}")
+        if begun and (stage in asked or stages.finished(stage, where)):
+            check_beginning(before, where)
+        if stages.finished(stage, where):
+            before = where
+        elif stage in asked:
+            undone = where.name
+        elif begun:
+            later = [other.name for other in asked if other.number > stage.number]
+            if later:
+                raise UsageError(
+                    f"{where}: is not done, and {later[0]} would begin without it; finish it, or remove this folder"
+                )
 
 
 def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, note: Note) -> Corpus | None:
-    """The shards of the recipe's own text, where it reads some; teachers' configs and the tokenizer are put by. Raises
-    UsageError, with nothing written, where the student cannot learn of a teacher; NotFound where one is not there."""
-    tokenizer = _tokenizer(planned, recipe, folder)
+    """The shards of the recipe's own text, where it reads some; teachers' configs and the tokenizer are put by."""
+    tokenizer = _tokenizer(planned, folder)
     if not recipe.data.source:
         return None
     if tokenizer is None:
@@ -93,29 +108,20 @@ def _corpus(planned: list[Stage], recipe: Recipe, folder: Path, note: Note) -> C
     return Corpus(recipe.data.source, *start.shards(recipe, folder / "corpus", origin, note))
 
 
-def _tokenizer(planned: list[Stage], recipe: Recipe, folder: Path) -> Tokenizer | None:
-    """The first stage's teacher's, looked for once."""
-    ours = origins.fresh(recipe).module.config
-    for stage in planned:
-        _check(stage, teachers.config_of(stage.recipe.distill.teacher, folder), ours)
+def _tokenizer(planned: list[Stage], folder: Path) -> Tokenizer | None:
+    """The first stage's teacher's."""
     names = [stage.recipe.distill.teacher for stage in planned]
-    if names[0] not in teachers.known(folder):
-        found = tokenizers.find(locate.resolve(names[0]), catalog.resolve(names[0]))
+    if not (folder / MAIN).is_file():
+        try:
+            found = tokenizers.find(locate.resolve(names[0]), catalog.resolve(names[0]))
+        except NotFound:
+            if names[0] not in teachers.known(folder):
+                raise
+            found = None  # it had none
         if found is not None:
             found.save(folder)
     teachers.remember(names, folder)
     return Tokenizer.from_folder(folder) if (folder / MAIN).is_file() else None
-
-
-def _check(stage: Stage, teacher: ModelConfig, ours: ModelConfig) -> None:
-    """Raises UsageError where the student cannot begin with a teacher, or a stage not compare the two."""
-    if stage.number == 1 or stage.recipe.distill.compare != "logits":
-        student.replaced(teacher, ours)
-    elif teacher.vocab_size != ours.vocab_size:
-        raise UsageError(
-            f"{stage.recipe.distill.teacher}: has {teacher.vocab_size} tokens, the student {ours.vocab_size}; logits are "
-            "compared token by token"
-        )
 
 
 def _concluded(done: list[Stage], folder: Path, corpus: Corpus | None, device: torch.device) -> dict:

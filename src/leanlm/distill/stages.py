@@ -8,6 +8,7 @@ from leanlm import families
 from leanlm.distill import student
 from leanlm.distill.teacher import config_of
 from leanlm.errors import UsageError
+from leanlm.model.config import ModelConfig
 from leanlm.train import checkpoints
 from leanlm.train import recipe as recipes
 from leanlm.train.recipe import Recipe
@@ -83,6 +84,25 @@ def _check(stage: Recipe, recipe: Recipe, where: str) -> None:
         for name in CORPUS:
             if getattr(stage.data, name) != getattr(recipe.data, name):
                 raise UsageError(f"{where}: data.{name} is cut once for all stages; set it in the recipe's own [data]")
+
+
+def check(stage: Stage, teacher: ModelConfig) -> None:
+    """Raises UsageError where the student cannot begin with this teacher, or the stage not compare the two."""
+    recipe, name = stage.recipe, stage.recipe.distill.teacher
+    ours = families.get(recipe.model.family).to_fresh_config(recipe.model.config, "model.config")
+    compare, top_k = recipe.distill.compare, recipe.distill.top_k
+    if stage.number == 1 or compare != "logits":
+        changed = student.replaced(teacher, ours)
+        if compare == "matrices":
+            student.check_matrices(ours, changed)
+        if stage.number == 1 and recipe.distill.init == "attention":
+            student.check_projections(teacher, ours, changed)
+    if compare == "logits" and teacher.vocab_size != ours.vocab_size:
+        raise UsageError(
+            f"{name}: has {teacher.vocab_size} tokens, the student {ours.vocab_size}; logits are compared token by token"
+        )
+    if compare == "logits" and top_k >= teacher.vocab_size:
+        raise UsageError(f"distill.top_k: {top_k} of the teacher's {teacher.vocab_size} tokens; keep fewer")
 
 
 def finished(stage: Stage, folder: Path) -> bool:

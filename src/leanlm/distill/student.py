@@ -45,6 +45,33 @@ def replaced(teacher: ModelConfig, student: ModelConfig) -> list[int]:
     return changed
 
 
+def check_matrices(student: ModelConfig, changed: list[int]) -> None:
+    """Raises UsageError where a new mixer has no matrix for every head."""
+    new = [student.layers[i][0] for i in changed]
+    if any(isinstance(mixer, Telescoping) for mixer in new):
+        raise UsageError("a telescoping cache has the teacher's own projections, and no matrix to align: begin with states")
+    if any(getattr(mixer, "d_per_channel", False) for mixer in new):
+        raise UsageError("a mixer with a D for every channel is no matrix per head: make it one per head, or begin with states")
+
+
+def check_projections(teacher: ModelConfig, student: ModelConfig, changed: list[int]) -> None:
+    """Raises UsageError where a scan cannot take over the projections of the attention that it replaces."""
+    for i in changed:
+        theirs, ours = teacher.layers[i][0], student.layers[i][0]
+        if isinstance(ours, Telescoping):
+            continue
+        groups = ours.n_qk_heads if isinstance(ours, DiscreteMamba2) else ours.n_groups
+        wanted = {
+            "heads": theirs.n_heads, "B and C": theirs.n_heads, "head width": theirs.head_dim, "d_state": theirs.head_dim
+        }  # fmt: skip
+        found = {"heads": heads(ours), "B and C": groups, "head width": ours.head_dim, "d_state": ours.d_state}
+        if wrong := [name for name in wanted if wanted[name] != found[name]]:
+            raise UsageError(
+                f'distill.init = "attention": layer {i} would need {wrong[0]} = {wanted[wrong[0]]} and has {found[wrong[0]]}; '
+                'give the student these sizes, or take "published"'
+            )
+
+
 def _told(mixers: tuple[Mixer, ...]) -> str:
     return ", ".join(f"{m.kind}({', '.join(f'{f.name}={getattr(m, f.name)}' for f in dataclasses.fields(m))})" for m in mixers)
 
@@ -77,6 +104,8 @@ def begin(teacher: LanguageModel, student: LanguageModel, init: str, seed: int) 
     """Give the student, which has no memory yet, its first weights, float32 on the CPU: the teacher's wherever it has the same
     part, and new mixers as `init` says. The same seed means the same weights. Raises UsageError where they do not fit."""
     changed = replaced(teacher.config, student.config)
+    if init == "attention":
+        check_projections(teacher.config, student.config, changed)
     torch.manual_seed(seed)
     student.to_empty(device="cpu")
     with torch.no_grad():
@@ -84,7 +113,8 @@ def begin(teacher: LanguageModel, student: LanguageModel, init: str, seed: int) 
             _reset(student.layers[i][0], len(student.layers))
         _transfer(teacher, student, changed)
         for i in changed if init == "attention" else ():
-            _from_attention(teacher.layers[i][0].mixer, student.layers[i][0].mixer, i)
+            if not isinstance(student.config.layers[i][0], Telescoping):  # which has these projections already
+                _from_attention(teacher.layers[i][0].mixer, student.layers[i][0].mixer)
 
 
 def _reset(sublayer: Sublayer, layers: int) -> None:
@@ -115,19 +145,10 @@ def _transfer(teacher: LanguageModel, student: LanguageModel, changed: list[int]
         weight[:rows] = source[:rows]
 
 
-def _from_attention(attention, mixer, layer: int) -> None:
+def _from_attention(attention, mixer) -> None:
     """x, B and C of a scan from the projections of values, keys and queries, the output from its own: linear attention without
     positions. A key/value head is repeated for every query head that reads it."""
     theirs, ours = attention.config, mixer.config
-    groups = ours.n_qk_heads if isinstance(ours, DiscreteMamba2) else ours.n_groups
-    wanted = {"heads": theirs.n_heads, "B and C": theirs.n_heads, "head width": theirs.head_dim, "d_state": theirs.head_dim}
-    found = {"heads": heads(ours), "B and C": groups, "head width": ours.head_dim, "d_state": ours.d_state}
-    if wanted != found:
-        wrong = next(name for name in wanted if wanted[name] != found[name])
-        raise UsageError(
-            f'distill.init = "attention": layer {layer} would need {wrong} = {wanted[wrong]} and has {found[wrong]}; '
-            'give the student these sizes, or take "published"'
-        )
     share = theirs.n_heads // theirs.n_kv_heads
     v, k = (expanded(p.dequantize(), theirs.head_dim, share) for p in (attention.v_proj, attention.k_proj))
     start = 2 * ours.d_mlp + ours.d_inner if isinstance(ours, Mamba2) else 0  # rows of the gates

@@ -81,7 +81,7 @@ def remember(names: Iterable[str], folder: Path) -> None:
 
 def digest(name: str) -> str | None:
     """A checksum of a teacher in a folder, whose weights may change under its name; None of others, and where it is gone."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
     files = weight_files([path.name for path in folder.iterdir()])

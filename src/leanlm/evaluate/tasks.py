@@ -3,7 +3,8 @@
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,9 +35,7 @@ def evaluate(model: Model, tasks: Sequence[Task], settings: Settings, manager) -
     Raises UsageError for a task that cannot be built, or is asked twice.
     """
     from lm_eval import evaluator
-    from lm_eval.loggers.utils import get_commit_from_path
 
-    evaluator.get_git_commit_hash = lambda: get_commit_from_path(Path.cwd())  # git itself complains outside of a repository
     if twice := next((name for name, times in Counter(name for name, _ in tasks).items() if times > 1), None):
         raise UsageError(f"task {twice!r} is asked with several numbers of examples; evaluate them one by one")
     asked = HarnessModel(model, batch_size=settings.batch_size)
@@ -50,10 +49,25 @@ def evaluate(model: Model, tasks: Sequence[Task], settings: Settings, manager) -
         chosen = [one for name, others in tasks if others == shots for one in built(manager, name)]
         limit = settings.limit if settings.limit is None or settings.limit < 1 else int(settings.limit)
         given = {"num_fewshot": shots, "limit": limit, "task_manager": manager, "log_samples": False, **caching}
-        part = evaluator.simple_evaluate(asked, tasks=chosen, batch_size=settings.batch_size, **given)
+        with _without_git(evaluator):
+            part = evaluator.simple_evaluate(asked, tasks=chosen, batch_size=settings.batch_size, **given)
         for key, value in part.items():
             found[key] = found.get(key, {}) | value if isinstance(value, dict) else value
     return found
+
+
+@contextmanager
+def _without_git(evaluator) -> Iterator[None]:
+    """The harness asks git for the commit it stands in, which complains outside of a repository; its own reader of .git does
+    not."""
+    from lm_eval.loggers.utils import get_commit_from_path
+
+    asking = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: get_commit_from_path(Path.cwd())
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asking
 
 
 def built(manager, name: str) -> list:

@@ -22,8 +22,8 @@ from leanlm.generate.sampling import Sampling
 from leanlm.generate.stopping import TextStream
 from leanlm.generate.vocabulary import Vocabulary
 from leanlm.model.language_model import LanguageModel
-from leanlm.model.state import State
-from leanlm.runtime import card, device_memory
+from leanlm.model.state import State, sent
+from leanlm.runtime import device_memory
 
 CHUNK = 512  # tokens of a prompt read per call: bounds the memory of reading, whatever the prompt's length
 NEW_TOKENS = 100  # where no limit is given
@@ -149,7 +149,7 @@ def extend(
         yield rows
         if all(row.finish for row in rows):
             return
-        column = card.sent(torch.tensor([[row.new[-1]] for row in rows]), module.device)
+        column = sent(torch.tensor([[row.new[-1]] for row in rows]), module.device)
         if seen is not None:
             seen.scatter_(1, column, True)
         logits = run(column, state, last_only=True)[:, -1]

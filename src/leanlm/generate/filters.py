@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leanlm.generate.sampling import MAMBA_SSM, Sampling
-from leanlm.runtime import card
+from leanlm.model.state import sent
 
 OUT = float("-inf")
 ALONE = threading.Lock()
@@ -46,7 +46,7 @@ def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: 
         if not sampling.greedy:
             numbers = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
         if logits.device.type != "cpu":
-            numbers = None if numbers is None else card.sent(numbers, logits.device)
+            numbers = None if numbers is None else sent(numbers, logits.device)
             return on_device(logits, seen, sampling, numbers).tolist()
         if sampling.greedy:
             return likeliest(penalise(logits.float(), seen, sampling.repetition_penalty))

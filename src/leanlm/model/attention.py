@@ -11,7 +11,7 @@ from leanlm.errors import CapacityError
 from leanlm.model import config, rotary
 from leanlm.model.conv import CausalConv
 from leanlm.model.linear import Linear
-from leanlm.model.state import Memory, blank, quantised, scale_of
+from leanlm.model.state import Memory, blank, quantised, scale_of, sent
 from leanlm.ops import matrices
 
 
@@ -34,7 +34,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: Memory | None = None, segments: Tensor | None = None) -> Tensor:
         B, L, _ = x.shape
         read = state["position"] if state else torch.zeros(B, dtype=torch.int64)
-        last = _sent(read[:, None] + torch.arange(L), x)  # [B, L]: the positions of these tokens
+        last = sent(read[:, None] + torch.arange(L), x.device)  # [B, L]: the positions of these tokens
         q, k, v = self.project(x, last, state, segments)
         if segments is None and not (state and read.any()) and (self.config.window is None or self.config.window >= L):
             y = ops.causal_attend(q, _seen(k, state), _seen(v, state), self.scale)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
     def _first(self, last: Tensor, state: Memory | None, segments: Tensor | None) -> Tensor:
         """Where the document of each token began [B, L]."""
-        start = _sent(state["start"], last)[:, None] if state else torch.zeros_like(last[:, :1])
+        start = sent(state["start"], last.device)[:, None] if state else torch.zeros_like(last[:, :1])
         if segments is None:
             return start.expand_as(last)
         before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
@@ -150,11 +150,6 @@ class Attention(nn.Module):
         self.out_proj.reset(out_std)
         if self.conv is not None:
             self.conv.reset()
-
-
-def _sent(numbers: Tensor, beside: Tensor) -> Tensor:
-    """Numbers of the CPU on another tensor's device; a card goes on meanwhile with what it was asked for before."""
-    return numbers.to(beside.device, non_blocking=beside.is_cuda)
 
 
 def _seen(x: Tensor, state: Memory | None) -> Tensor:

@@ -23,6 +23,12 @@ def blank(name: str, shape: Sequence[int], device: torch.device | str, dtype: to
     return memory
 
 
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the CPU, such as positions, on the device: through pinned memory, so that nobody waits for what a card is
+    doing meanwhile."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+
+
 def recall(memory: Memory | None, name: str) -> Tensor | None:
     """memory[name] to compute from (None without a memory), float32 where it is held in 8 bits: under autograd a copy, since
     the memory itself is overwritten before the backward pass reads what the forward pass was given."""
@@ -122,7 +128,8 @@ class State:
         self.position.index_copy_(0, index, other.position)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: `position`, and `<sublayer>.<name>` for the memories."""
+        """Every tensor by name: `position`, and `<sublayer>.<name>` for the memories. They are the state's own, written to as
+        it reads, and by another state once it is gone: copy what is to be kept."""
         named = {f"{i}.{n}": t for i, memory in enumerate(self.memories) if memory for n, t in memory.items()}
         return {"position": self.position, **named}
 

@@ -22,10 +22,14 @@ CAPABILITY = (8, 0)  # of the cards that the kernel is for
 WIDEST = 256  # head it takes, and by the multiple of 8
 
 
+def fits(q: torch.Tensor) -> bool:
+    """Whether the kernel is made for such numbers and heads."""
+    return q.dtype in eager.HALF and q.shape[-1] <= WIDEST and q.shape[-1] % 8 == 0
+
+
 def taken(q: torch.Tensor) -> bool:
-    """Whether the kernel takes queries like these."""
-    fits = q.dtype in eager.HALF and q.shape[-1] <= WIDEST and q.shape[-1] % 8 == 0
-    return fits and q.is_cuda and torch.cuda.get_device_capability(q.device) >= CAPABILITY
+    """Whether the kernel takes these queries."""
+    return fits(q) and q.is_cuda and torch.cuda.get_device_capability(q.device) >= CAPABILITY
 
 
 @torch.compiler.disable  # how many documents there are is a number of the device

@@ -22,11 +22,6 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on the device. Through pinned memory, so that nobody waits for what a card is doing meanwhile."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def describe(number: int) -> str:
     """Name, compute capability, memory and multiprocessors."""
     found = torch.cuda.get_device_properties(number)
@@ -40,9 +35,11 @@ def _block(nbytes: int) -> torch.Tensor:
 
 
 def read_seconds(nbytes: int, times: int) -> float:
-    """Seconds of a plain read of so many bytes (their sum), the mean of so many in a row."""
-    block = _block(nbytes)
-    return _seconds(lambda: block.sum(), times)
+    """Seconds of a plain read of so many bytes (their sum), the mean of so many in a row: of a block of at most `BLOCK`, as
+    often as that takes, so that models have the rest of the memory."""
+    pieces = -(-nbytes // BLOCK)
+    block = _block(-(-nbytes // pieces))
+    return pieces * _seconds(lambda: block.sum(), pieces * times)
 
 
 def copy_rate() -> float:

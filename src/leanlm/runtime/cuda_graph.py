@@ -19,9 +19,8 @@ from leanlm.errors import first_line
 from leanlm.model.attention import Attention
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import TernaryWeight
-from leanlm.model.state import Memory, State
+from leanlm.model.state import Memory, State, sent
 from leanlm.model.telescoping import Telescoping
-from leanlm.runtime import card
 from leanlm.runtime.snapshot import Placement
 
 LEAST_SLOTS = 64  # that a graph looks at
@@ -132,9 +131,9 @@ class Binding:
     def read(self, graph: Callable[[], Tensor], tokens: Tensor, state: State) -> Tensor:
         """The module's logits [B, 1, V] of tokens [B, 1], which the state has read then."""
         self.tokens.copy_(tokens)
-        self.position.copy_(card.sent(state.position, self.position.device))
+        self.position.copy_(sent(state.position, self.position.device))
         if self.attending:
-            self.start.copy_(card.sent(self.attending[0]["start"], self.start.device))
+            self.start.copy_(sent(self.attending[0]["start"], self.start.device))
         logits = graph()
         for memory in self.attending:
             memory["position"] += 1
@@ -180,7 +179,7 @@ class CudaGraphRuntime:
 
     def _binding(self, module: LanguageModel, state: State) -> Binding | None:
         """What the state lives in, from now on where it has the shapes of the last one, which is gone; else None, this once."""
-        if self.weights is None or not self.weights.same(self.closely):
+        if self.weights is None or not self.weights.same(self.closely or state not in self.bound):
             self.weights, self.kept = Placement(module), None
             self.bound.clear()
         self.closely = False

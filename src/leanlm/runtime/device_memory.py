@@ -1,4 +1,4 @@
-"""How many texts fit into a device's memory, for whoever asked for more."""
+"""Lack of memory: how it is known, and how many texts would fit, for whoever asked for more."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,15 @@ import torch
 from leanlm.errors import OutOfMemory
 from leanlm.model.language_model import LanguageModel
 
+SAYINGS = ("not enough memory", "can't allocate memory", "out of memory")  # of torch's allocators, which raise RuntimeError
 SHARE = 0.9  # of the memory beside the weights that states and activations may take; the rest is torch's own
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is a lack of memory, of whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in SAYINGS)
 
 
 @contextmanager

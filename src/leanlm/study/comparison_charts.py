@@ -82,14 +82,14 @@ def state_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     yield from precision_figures(rows)
 
 
-def has_no_state(row: Row) -> bool:
+def has_no_recurrent_state(row: Row) -> bool:
     """Whether the model is one without recurrent memory, for which a state's precision changes nothing."""
     return not row.get("recurrent", True)  # rows of earlier comparisons do not say
 
 
 def precision_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     """Bits per byte against bytes of the state, where there are recurrent states of several precisions."""
-    rows = [row for row in rows if not has_no_state(row)]
+    rows = [row for row in rows if not has_no_recurrent_state(row)]
     if not any(row["state"] for row in rows) or not any("text" in row for row in rows) or not lengths(rows):
         return
     tokens = lengths(rows)[-1]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from leanlm.study.comparison_charts import figures, has_no_state, lengths, score_of, task_metrics
+from leanlm.study.comparison_charts import figures, has_no_recurrent_state, lengths, score_of, task_metrics
 from leanlm.study.figure import Figure
 from leanlm.train.chart import COLOURS, NARROW, Series, number, svg
 
@@ -78,7 +78,8 @@ def table(rows: Sequence[dict]) -> str:
 
 def cells(rows: Sequence[dict]) -> Iterator[tuple[str, list[str]]]:
     """(heading, a text for every row) of each column there is something for."""
-    yield "model", [row["name"] + (" (has no recurrent state)" if has_no_state(row) and row["state"] else "") for row in rows]
+    without = " (has no recurrent state)"
+    yield "model", [row["name"] + (without if has_no_recurrent_state(row) and row["state"] else "") for row in rows]
     yield "parameters", [number(row["parameters"]) for row in rows]
     yield "bytes of weights", [number(row["weight_bytes"]) for row in rows]
     yield "bits per matrix weight", [f"{row['matrix_bits']:.2f}" for row in rows]

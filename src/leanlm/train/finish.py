@@ -12,7 +12,7 @@ from leanlm.checkpoint.save import save_module
 from leanlm.model import ternary
 from leanlm.model.language_model import LanguageModel
 from leanlm.model.packed import Packed
-from leanlm.train import run
+from leanlm.train import log
 from leanlm.train.checkpoints import Progress
 from leanlm.train.origin import Origin
 from leanlm.train.processes import Processes
@@ -55,7 +55,7 @@ def finish(
         note=f"finished in {progress.seconds:.0f} s of training: {folder / 'model'}",
     )
     if processes.leader:
-        run.log(folder, told)
+        log.add(folder, told)
     report(told)
     return folder / "model"
 

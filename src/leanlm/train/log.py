@@ -1,11 +1,25 @@
-"""A run's log read back: a JSON line for every report (`run.log` writes them)."""
+"""A run's log: a JSON line for every report."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from leanlm.checkpoint.aside import replacing
-from leanlm.train.run import LOG
+from leanlm.errors import LeanLMError
+from leanlm.train.report import Report
+
+LOG = "log.jsonl"
+
+
+def add(folder: Path, report: Report) -> None:
+    """Append what a report says."""
+    record = {name: value for name, value in asdict(report).items() if value not in (None, "")}
+    try:
+        with (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise LeanLMError(f"{folder / LOG}: cannot write ({error.strerror}); checkpoints are as they were") from None
 
 
 def records(folder: Path) -> Iterator[dict]:

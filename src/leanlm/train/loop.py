@@ -44,9 +44,9 @@ def train(
     the run stopped because its time was up. `task` says what is learned.
 
     Every process that torchrun or srun started calls this, with `processes` where it has joined the others already; the first
-    reports. A stop by Ctrl-C or SIGTERM is honoured at the
-    next step boundary: a checkpoint is written, then KeyboardInterrupt is raised; a second Ctrl-C does not wait. A non-finite
-    loss stops the run before the weights are touched (CheckFailed naming the batch).
+    reports. A stop by Ctrl-C or SIGTERM is honoured at the next step boundary: a checkpoint is written, then KeyboardInterrupt
+    is raised; a second Ctrl-C does not wait. A non-finite loss stops the run before the weights are touched (CheckFailed naming
+    the batch).
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -79,7 +79,7 @@ def train(
             checkpoints.restore(origin.memory, module, optimiser, processes)
         processes.together(lambda: log.forget_after(folder, progress.step) if processes.leader else None)
         batches = feed(material.rows, progress.position, batch_size, processes.rank, processes.size)
-        watching = watch.watching(recipe, folder, origin, processes, report)
+        watching = watch.watching(recipe, folder, origin, processes, report, aim.teacher and aim.teacher.config)
         with listening(stop), Saver(folder, processes, keep) as saver, closing(batches), watching as tell:
             while progress.step < recipe.steps:
                 began = time.perf_counter()

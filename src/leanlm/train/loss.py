@@ -19,7 +19,9 @@ class Objective(nn.Module):
     """A model and its loss in one module, as torch's engines of several processes want it.
 
     Others inherit from it. Their `forward` takes what `Batch.extra` holds after `segments`, and may give more numbers than two:
-    the same sum taken apart, to be reported."""
+    the same sum taken apart, to be reported. `teacher` is the model they learn from, if there is one."""
+
+    teacher: LanguageModel | None = None
 
     def __init__(self, model: LanguageModel, z_loss: float = 0.0):
         super().__init__()

@@ -129,7 +129,8 @@ def _with_teacher(
     if recipe.distill.compare == "matrices":
         new = (ours[0] for ours, theirs in zip(config.layers, teacher.layers) if ours[0] != theirs[0])
         passing = max(passing, footprint.of_matrices(new, config, windows, recipe.data.length, recipe.compute.dtype))
-    taught = footprint.of_teacher(teacher, recipe.compute, shared)
+    kept = recipe.distill.compare == "logits" and recipe.distill.top_k  # before the first step
+    taught = 0 if kept else footprint.of_teacher(teacher, recipe.compute, shared)
     return dataclasses.replace(held, passing=passing, teacher=taught)
 
 

@@ -7,7 +7,6 @@ step-00000200/    a checkpoint                 model/        the finished model 
 """
 
 import dataclasses
-import json
 import os
 import platform
 import shutil
@@ -21,9 +20,8 @@ from leanlm.train import checkpoints
 from leanlm.train import recipe as recipes
 from leanlm.train.origin import Origin
 from leanlm.train.recipe import Recipe
-from leanlm.train.report import Report
 
-RECIPE, LOG, LOCK = "recipe.toml", "log.jsonl", ".lock"
+RECIPE, LOCK = "recipe.toml", ".lock"
 
 
 class Hold:
@@ -112,13 +110,3 @@ def accept(recipe: Recipe, folder: Path, origin: Origin) -> None:
     with replacing(folder) as aside:
         origin.keep(folder, aside)
         aside(RECIPE).write_text(text, encoding="utf-8")
-
-
-def log(folder: Path, report: Report) -> None:
-    """Append what a report says as one JSON line to the run's log."""
-    record = {name: value for name, value in asdict(report).items() if value not in (None, "")}
-    try:
-        with (folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise LeanLMError(f"{folder / LOG}: cannot write ({error.strerror}); checkpoints are as they were") from None

@@ -60,12 +60,15 @@ def material(recipe: Recipe, folder: Path, origin: Origin, note: Note) -> Materi
 
 def shards(recipe: Recipe, folder: Path, origin: Origin, note: Note) -> tuple[Path, Path]:
     """The folders of shards to learn from and of held-out ones, made once in `folder` of the text that `recipe` reads; several
-    runs may then read them."""
+    runs may then read them. Raises CheckpointError where they are not as they were made."""
     if not (folder / "recipe.toml").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         material(recipe, folder, origin, note)
         recipes.write(recipe, folder / "recipe.toml")
-    return folder / "data", folder / "held"
+    found = folder / "data", folder / "held"
+    for made in filter(Path.is_dir, found):
+        Shards(made, checksums=True)
+    return found
 
 
 def _chats(recipe: Recipe, tokenizer: Tokenizer | None, note: Note) -> Material:

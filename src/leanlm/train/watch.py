@@ -12,7 +12,9 @@ from leanlm.api import Model
 from leanlm.checkpoint.tokenizer import Tokenizer
 from leanlm.errors import LeanLMError, first_line
 from leanlm.model import flops, ternary
-from leanlm.train import hardware, memory, plots, run, trackers
+from leanlm.model.config import ModelConfig
+from leanlm.runtime import device_memory
+from leanlm.train import hardware, log, memory, plots, trackers
 from leanlm.train.origin import Origin
 from leanlm.train.processes import Processes
 from leanlm.train.recipe import Recipe
@@ -35,17 +37,23 @@ TRACKED = (
 
 @contextmanager
 def watching(
-    recipe: Recipe, folder: Path, origin: Origin, processes: Processes, report: Callable[[Report], None]
+    recipe: Recipe,
+    folder: Path,
+    origin: Origin,
+    processes: Processes,
+    report: Callable[[Report], None],
+    teacher: ModelConfig | None = None,
 ) -> Iterator["Watch"]:
-    """A `Watch` while the block runs; at its end trackers are closed and charts drawn. A lack of memory becomes advice: the
-    error itself in a run of one process, a note before it in others, who cannot wait for each other any more."""
+    """A `Watch` while the block runs; at its end trackers are closed and charts drawn. A lack of memory, which a `teacher` has
+    its part in, becomes advice: the error itself in a run of one process, a note before it in others, who cannot wait for each
+    other any more."""
     watch = Watch(recipe, folder, origin, processes, report)
     try:
         yield watch
     except Exception as error:
-        if not memory.ran_out(error):
+        if not device_memory.ran_out(error):
             raise
-        advice = memory.advice(recipe, processes)
+        advice = memory.advice(recipe, processes, teacher)
         if processes.size == 1:
             raise advice from error
         watch.note(str(advice))
@@ -82,7 +90,7 @@ class Watch:
         if told.tokens_per_second is not None:
             busy = told.tokens_per_second * self.flops / self.peak
             told = dataclasses.replace(told, utilisation=busy, memory=used(self.processes.device))
-        run.log(self.folder, told)
+        log.add(self.folder, told)
         values = {name: getattr(told, name) for name in TRACKED if getattr(told, name) is not None}
         for tracker in self.trackers:
             tracker.log(told.step, values)
