@@ -22,7 +22,7 @@ def calls(draw):
     size = draw(st.integers(3, 20))
     table = Table(size, tuple(sorted(draw(st.sets(st.integers(2, size - 1), min_size=1, max_size=4)))))
     B, L, G, P, Q = (
-        draw(st.integers(1, 3)),
+        draw(st.integers(1, 2)),
         draw(LENGTHS),
         draw(st.integers(1, 2)),
         draw(st.integers(4, 7)),

@@ -102,8 +102,8 @@ def check_rotate(draw: Draw, native, library) -> None:
 
 def check_telescope(draw: Draw, native, library) -> None:
     """A text read in two calls, in which documents begin again."""
-    B, G, P, Q, slots = draw.randint(1, 3), draw.randint(1, 3), draw.randint(1, 40), draw.randint(1, 40), draw.randint(3, 90)
-    H, lengths = G * draw.randint(1, 5), (draw.randint(0, 90), draw.choice([1, 1, 2, 90]))
+    B, G, P, Q, slots = draw.randint(1, 3), draw.randint(1, 3), draw.randint(1, 40), draw.randint(1, 40), draw.randint(3, 50)
+    H, lengths = G * draw.randint(1, 3), (draw.randint(0, 50), draw.choice([1, 1, 2, 50]))
     table = Table(slots, tuple(sorted(draw.sample(range(2, slots), draw.randint(1, min(6, slots - 2))))))
     norms = [draw.choice([None, draw.values(width)]) for width in (P, Q)]
     flags = [draw.random() < 0.5 for _ in range(2)]
